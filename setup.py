@@ -1,0 +1,51 @@
+"""Packaging; the metadata is here so that the version has one home, i2srf_kd/__init__.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+root = Path(__file__).parent
+match = re.search(r'^__version__ = "(.+)"$', (root / "i2srf_kd" / "__init__.py").read_text(encoding="utf-8"), re.M)
+if match is None:
+    raise RuntimeError("no __version__ in i2srf_kd/__init__.py")
+readme = root / "README.md"
+
+setup(
+    name="i2srf_kd",
+    version=match.group(1),
+    description="Knowledge distillation for speech enhancement: I2SRF-TFCKD on DPDCRN, as an ESPnet-style recipe",
+    long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_namespace_packages(include=["i2srf_kd", "i2srf_kd.*"]),
+    package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md"]},
+    # Enough to enhance recordings with a trained model.
+    install_requires=["torch>=2.1", "numpy>=1.24", "scipy", "soundfile", "pyyaml", "tqdm"],
+    extras_require={
+        "metrics": ["pesq", "pystoi"],
+        "reports": ["matplotlib"],
+        "mini_corpus": ["espeakng-loader"],
+        "export": ["onnx", "onnxruntime"],
+        # Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
+        "espnet": [
+            "espnet>=202511",
+            "torchaudio",
+            "torch_complex",
+            "ci_sdr",
+            "fast-bss-eval",
+            "tensorboard",
+            "matplotlib",
+            "kaldiio",
+        ],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "pre-commit", "yamllint", "codespell"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)

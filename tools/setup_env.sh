@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Build the Python environment of this repository from the pinned locks: tools/setup_env.sh [--force]
+#
+# An environment that is up to date is left alone (well under a second), so every entry point may call this first.
+#   I2SRF_VENV    where it lives (default: <repository>/.venv)
+#   I2SRF_PYTHON  the Python 3.11 or 3.12 to build it with (default: python3.12 or python3.11 on the PATH, or what uv
+#                 finds; an environment that exists keeps its version)
+set -euo pipefail
+
+repo="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${I2SRF_VENV:-${repo}/.venv}"
+stamp="${venv}/.i2srf_stamp" # written last: an environment without it is half built and never used
+
+say() { echo "setup_env: $*" >&2; }
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+force=false
+case "${1:-}" in
+    "") ;;
+    --force) force=true ;;
+    -h | --help)
+        sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *) fail "unknown option $1; usage: tools/setup_env.sh [--force]" ;;
+esac
+
+lock_of() { echo "${repo}/tools/requirements-py${1/./}.txt"; }
+
+# What an environment of Python $1 must have been built from. The folder counts too: scripts in it hold its path.
+key_of() {
+    local sum=(sha256sum)
+    command -v sha256sum >/dev/null || sum=(shasum -a 256)
+    { cat -- "$(lock_of "$1")" && echo "$1 ${venv}"; } | "${sum[@]}" | cut -d ' ' -f 1
+}
+
+# Print "<version> <base interpreter>" of command $1 when it runs and is supported. The base interpreter, because $1
+# may belong to the very environment that is about to be replaced.
+probe() {
+    "$1" -c 'import sys
+version = "%d.%d" % sys.version_info[:2]
+if version not in ("3.11", "3.12"):
+    sys.exit(1)
+print(version, getattr(sys, "_base_executable", sys.executable))' 2>/dev/null
+}
+
+is_current() {
+    [[ -f "${stamp}" && -x "${venv}/bin/python" ]] || return 1
+    local version key wanted
+    read -r version key <"${stamp}" || return 1
+    [[ -f "$(lock_of "${version}")" && "${key}" == "$(key_of "${version}")" ]] || return 1
+    if [[ -n "${I2SRF_PYTHON:-}" ]]; then
+        wanted="$(probe "${I2SRF_PYTHON}")" || return 1
+        [[ "${wanted%% *}" == "${version}" ]] || return 1
+    fi
+}
+
+find_python() {
+    local candidate found
+    if [[ -n "${I2SRF_PYTHON:-}" ]]; then
+        probe "${I2SRF_PYTHON}" || fail "I2SRF_PYTHON=${I2SRF_PYTHON} is not a working Python 3.11 or 3.12"
+        return
+    fi
+    if [[ -f "${stamp}" ]]; then # keep the version: results must not change with what is first on the PATH
+        local version
+        read -r version _ <"${stamp}" || true
+        if [[ -n "${version}" ]] && probe "python${version}"; then
+            return
+        fi
+    fi
+    for candidate in python3.12 python3.11 python3 python; do
+        probe "${candidate}" && return
+    done
+    if command -v uv >/dev/null; then
+        for candidate in 3.12 3.11; do
+            found="$(uv python find --no-project "${candidate}" 2>/dev/null)" && probe "${found}" && return
+        done
+    fi
+    fail "no Python 3.11 or 3.12 found (tried python3.12, python3.11, python3 and uv); install one, for example with" \
+        "'uv python install 3.12', or name it: I2SRF_PYTHON=/path/to/python3.12 tools/setup_env.sh"
+}
+
+# Print the path of uv; without one on the PATH it is installed beside the environment's own files.
+find_uv() {
+    local private="${venv}/.uv"
+    if command -v uv; then
+        return
+    fi
+    if [[ ! -x "${private}/bin/uv" ]]; then
+        say "uv is not on the PATH; installing it into ${private}"
+        "$1" -m venv --clear "${private}" >&2 || fail "'$1 -m venv' failed; install uv or the venv module (python3-venv)"
+        "${private}/bin/python" -m pip install --quiet uv >&2 || fail "pip could not install uv; see the lines above"
+    fi
+    echo "${private}/bin/uv"
+}
+
+build() {
+    local found version python uv
+    found="$(find_python)"
+    version="${found%% *}"
+    python="${found#* }"
+    uv="$(find_uv "${python}")"
+    say "building ${venv} with Python ${version} (${python}); this downloads several GB the first time"
+    rm -f -- "${stamp}"
+    find "${venv}" -mindepth 1 -maxdepth 1 ! -name .i2srf_lock ! -name .uv -exec rm -rf -- {} +
+    "${uv}" venv --quiet --no-project --allow-existing --prompt i2srf_kd --python "${python}" "${venv}"
+    "${uv}" pip sync --require-hashes --python "${venv}/bin/python" \
+        "$(lock_of "${version}")" || fail "installing $(lock_of "${version}") failed (see above). Package pesq is" \
+        "compiled on installation: it needs a C compiler and Python's headers"
+    # The package stays where it is; activate_python.sh also puts it first, for checkouts that share an environment.
+    echo "${repo}" >"$("${venv}/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/i2srf_kd.pth"
+    "${venv}/bin/python" -c 'import torch, torchaudio, soundfile, pesq, yaml' ||
+        fail "the new environment cannot import its main packages; see above"
+    echo "${version} $(key_of "${version}")" >"${stamp}.new"
+    mv -- "${stamp}.new" "${stamp}"
+    say "ready; enter it with '. tools/activate_python.sh'"
+}
+
+if [[ "${force}" == false ]] && is_current; then
+    exit 0
+fi
+# Look into the folder before looking for the lock: another process may begin to build at any moment, lock first.
+contents="$(ls -A -- "${venv}" 2>/dev/null || true)"
+if [[ -n "${contents}" && ! -e "${venv}/.i2srf_lock" && ! -e "${venv}/pyvenv.cfg" ]]; then
+    fail "${venv} has files in it and is no Python environment; set I2SRF_VENV to a new folder"
+fi
+mkdir -p -- "${venv}"
+# Not ".lock": that one is uv's own.
+exec 9>"${venv}/.i2srf_lock"
+if command -v flock >/dev/null && ! flock --nonblock 9; then
+    say "another process is building ${venv}; waiting for it"
+    flock 9
+fi
+if [[ "${force}" == true ]] || ! is_current; then # it may have been built while this one waited
+    build 9>&-
+fi

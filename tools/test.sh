@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Run the tests, building the environment on first use: tools/test.sh [--all] [pytest arguments]
+# By default the fast ones; --all runs everything, and a -m expression replaces the selection (tools/test.sh -m slow).
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# shellcheck disable=SC1091
+. tools/activate_python.sh
+
+selection=(-m "not slow and not cluster")
+arguments=()
+for argument in "$@"; do
+    case "${argument}" in
+        --all) selection=() ;;
+        -m | -m?* | --markexpr | --markexpr=*)
+            selection=()
+            arguments+=("${argument}")
+            ;;
+        *) arguments+=("${argument}") ;;
+    esac
+done
+exec python -m pytest "${selection[@]}" "${arguments[@]}"
