@@ -1,0 +1,112 @@
+"""One or several distillation methods with their weights and schedule, as configured.
+
+    distill:
+      method: i2srf_tfckd          # or a list of {name, weight, conf}
+      method_conf: {inter: true}
+      weight: 0.1
+      kd_only_steps: 0             # first train on the distillation loss alone
+      ramp_steps: 0                # then raise its weight linearly to the full one
+"""
+
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2srf_kd.distill.method import Layout, Side, build_method
+
+_KEYS = ("method", "method_conf", "weight", "kd_only_steps", "ramp_steps", "student_taps", "teacher_taps")
+
+
+class MethodConfig(NamedTuple):
+    """One method of a distillation: name, weight relative to the others, options."""
+
+    name: str
+    weight: float
+    conf: Dict[str, Any]
+
+
+def parse_methods(config: Mapping[str, Any]) -> List[MethodConfig]:
+    """Read ``method`` and ``method_conf``; ValueError for unknown keys and missing names."""
+    unknown = sorted(set(config) - set(_KEYS))
+    if unknown:
+        raise ValueError(f"distill has no option {', '.join(unknown)}: it has {', '.join(_KEYS)}")
+    methods = config.get("method")
+    if not methods:
+        raise ValueError("distill needs a method")
+    if isinstance(methods, str):
+        return [MethodConfig(methods, 1.0, dict(config.get("method_conf") or {}))]
+    if config.get("method_conf"):
+        raise ValueError("with a list of methods, give each its own conf instead of method_conf")
+    parsed = []
+    for entry in methods:
+        extra = sorted(set(entry) - {"name", "weight", "conf"})
+        if extra or "name" not in entry:
+            raise ValueError(f"each method of a list has name, weight and conf; got {dict(entry)}")
+        parsed.append(MethodConfig(entry["name"], float(entry.get("weight", 1.0)), dict(entry.get("conf") or {})))
+    return parsed
+
+
+def match_frames(feature: Tensor, frames: int) -> Tensor:
+    """Resample ``(B, C, T, F)`` linearly to another number of frames, for networks of another frame rate."""
+    if feature.shape[2] == frames:
+        return feature
+    return F.interpolate(feature, size=(frames, feature.shape[3]), mode="bilinear", align_corners=False)
+
+
+class Distiller(nn.Module):
+    """All methods of a configuration.
+
+    Args:
+        config: the ``distill`` section (see the module's docstring).
+        student, teacher: layouts of the two networks.
+
+    Raises:
+        ValueError: for a configuration that cannot be built.
+    """
+
+    steps: Tensor
+
+    def __init__(self, config: Mapping[str, Any], student: Layout, teacher: Layout):
+        super().__init__()
+        configs = parse_methods(config)
+        self.weight = float(config.get("weight", 1.0))
+        self.kd_only_steps = int(config.get("kd_only_steps", 0))
+        self.ramp_steps = int(config.get("ramp_steps", 0))
+        if self.weight < 0 or self.kd_only_steps < 0 or self.ramp_steps < 0:
+            raise ValueError("distill weight, kd_only_steps and ramp_steps must not be negative")
+        self.names = [c.name for c in configs]
+        self.weights = [c.weight for c in configs]
+        methods = [build_method(c.name, student, teacher, **c.conf) for c in configs]
+        self.methods = nn.ModuleList(methods)
+        self.needs = frozenset(need for method in methods for need in method.needs)
+        # Part of the state, so that a resumed run goes on in the same phase of the schedule.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def phase(self) -> Tuple[float, float]:
+        """Weights (task, distillation) at the present step."""
+        step = int(self.steps)
+        if step < self.kd_only_steps:
+            return 0.0, self.weight
+        if step < self.kd_only_steps + self.ramp_steps:
+            return 1.0, self.weight * (step - self.kd_only_steps + 1) / self.ramp_steps
+        return 1.0, self.weight
+
+    def forward(
+        self, student: Side, teacher: Side, reference: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Weighted sum of all methods' terms, without ``self.weight``, and every term by name."""
+        frames = next(iter(student.features.values()))[0].shape[2] if student.features else None
+        if frames is not None:
+            aligned = {name: [match_frames(f, frames) for f in layers] for name, layers in teacher.features.items()}
+            teacher = Side(aligned, teacher.spectrum, teacher.waveform)
+        total: Optional[Tensor] = None
+        terms: Dict[str, Tensor] = {}
+        for i, (name, weight, method) in enumerate(zip(self.names, self.weights, self.methods, strict=True)):
+            prefix = f"{name}{i}_" if len(self.methods) > 1 else ""
+            for term, value in method(student, teacher, reference).items():
+                terms[prefix + term] = value.detach()
+                total = weight * value if total is None else total + weight * value
+        assert total is not None
+        return total, terms

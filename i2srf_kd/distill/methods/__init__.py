@@ -1,0 +1,7 @@
+"""The distillation methods, one file each. Importing the package registers all of them."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,94 @@
+"""Similarity of frames inside a clip and of clips at the same frame (arXiv 2506.13127, section on TFCKD).
+
+A feature ``(B, C, T, F)`` is read as one vector of ``C * F`` numbers per clip and frame. Two Gram matrices compare
+these vectors:
+
+- the **time** stream compares the frames of a clip, ``(B, T, T)``;
+- the **batch** stream compares the clips of a batch at the same frame, ``(B, T, B)``. The paper calls it the frequency
+  stream: it compares spectral content, though no axis of it is a frequency axis.
+
+Each matrix is computed once per layer, whatever the number of pairs it enters.
+"""
+
+from typing import NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from i2srf_kd.distill.products import self_gram
+
+NORM_EPS = 1e-6
+# Vectors shorter than this count as silent: they are similar to nothing and receive no gradient.
+_SILENT_NORM = 1e-12
+# Smallest similarity, so that an exactly antiparallel pair has a finite logarithm.
+_SIMILARITY_FLOOR = 1e-12
+
+
+class Similarity(NamedTuple):
+    """One layer's comparison along one axis.
+
+    Attributes:
+        gram: inner products ``(B, T, N)``; N is T in the time stream and B in the batch stream.
+        cosine: the same divided by both norms ``(B, T, N)``, 0 for silent vectors.
+    """
+
+    gram: Tensor
+    cosine: Tensor
+
+    def detach(self) -> "Similarity":
+        """The same values, cut from the graph."""
+        return Similarity(self.gram.detach(), self.cosine.detach())
+
+    def rows(self) -> Tensor:
+        """Row distributions ``(B, T, N)``: ``(1 + cosine) / 2``, normalised to sum 1 over the last axis."""
+        similarity = (0.5 * (1.0 + self.cosine)).clamp_min(_SIMILARITY_FLOOR)
+        return similarity / similarity.sum(-1, keepdim=True)
+
+
+def frame_vectors(feature: Tensor) -> Tensor:
+    """``(B, C, T, F)`` to one vector per clip and frame ``(B, T, C * F)``, channel major, in at least float32.
+
+    Raises:
+        ValueError: when the feature has not four axes.
+    """
+    if feature.dim() != 4:
+        raise ValueError(f"expected a feature (B, C, T, F), got shape {tuple(feature.shape)}")
+    feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    return feature.transpose(1, 2).flatten(2)
+
+
+def _similarity(vectors: Tensor) -> Similarity:
+    """Gram and cosines of the vectors along the last but one axis: ``(N0, N, D)`` to ``(N0, N, N)``."""
+    gram = self_gram(vectors)
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_SILENT_NORM**2).sqrt()
+    silent = norm <= _SILENT_NORM
+    scale = (norm + NORM_EPS).reciprocal()
+    cosine = gram * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    cosine = cosine.masked_fill(silent.unsqueeze(-1) | silent.unsqueeze(-2), 0.0)
+    return Similarity(gram, cosine)
+
+
+def time_similarity(vectors: Tensor) -> Similarity:
+    """Compare the frames of each clip: ``(B, T, D)`` to Gram and cosines ``(B, T, T)``."""
+    return _similarity(vectors)
+
+
+def batch_similarity(vectors: Tensor) -> Similarity:
+    """Compare the clips at each frame: ``(B, T, D)`` to Gram and cosines ``(B, T, B)``."""
+    gram, cosine = _similarity(vectors.transpose(0, 1))
+    return Similarity(gram.transpose(0, 1), cosine.transpose(0, 1))
+
+
+def layer_similarities(feature: Tensor) -> Tuple[Similarity, Similarity]:
+    """Both streams of one feature ``(B, C, T, F)``: (time, batch)."""
+    with torch.autocast(feature.device.type, enabled=False):
+        vectors = frame_vectors(feature)
+        return time_similarity(vectors), batch_similarity(vectors)
+
+
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+    """Symmetric Kullback-Leibler divergence (natural log) over the last axis: ``(..., N)`` to ``(...)``.
+
+    Not expanded into self and cross terms: those cancel in float32 as the student nears the teacher.
+    """
+    return ((p - q) * (p.log() - q.log())).sum(-1)

@@ -1,0 +1,177 @@
+"""DPDCRN, the dual-path dilated convolutional recurrent network (arXiv 2506.13127, section on the network).
+
+A convolutional encoder halves the frequency axis twice, dual-path blocks model time and frequency, a decoder mirrors
+the encoder and predicts a complex mask whose magnitude is bounded by tanh and whose phase is added to the mixture's.
+"""
+
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from i2srf_kd.nets.blocks import ConvNormAct, DilatedDenseBlock, DualPath, downsample, upsample
+
+FeatureSets = Dict[str, List[Tensor]]
+
+# Below this power a bin counts as empty: its phase is undefined and is taken as zero, without a gradient.
+_TINY_POWER = 1e-24
+
+
+class DPDCRNOutput(NamedTuple):
+    """What the network returns.
+
+    Attributes:
+        spectrum: enhanced spectrum ``(B, 2, T, F)``, real and imaginary plane.
+        mask: complex mask before the bound ``(B, 2, T, F)``.
+        features: named feature sets, each a list of ``(B, C, T, F)`` in network order, or None if not asked for.
+    """
+
+    spectrum: Tensor
+    mask: Tensor
+    features: Optional[FeatureSets]
+
+
+class Encoder(nn.Module):
+    """Two strided convolutions and a dilated dense block: ``(B, P, T, F)`` to ``(B, C, T, ~F/4)``."""
+
+    def __init__(self, planes: int, channels: int):
+        super().__init__()
+        self.down1 = downsample(planes, channels, padding=1)
+        self.down2 = downsample(channels, channels, padding=0)
+        self.dense = DilatedDenseBlock(channels)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        first = self.down1(x)
+        second = self.down2(first)
+        return [first, second, self.dense(second)]
+
+
+class Decoder(nn.Module):
+    """A dilated dense block and two transposed convolutions: ``(B, C, T, ~F/4)`` to a mask ``(B, 2, T, F)``."""
+
+    def __init__(self, channels: int, bins: int):
+        super().__init__()
+        half = (bins - 1) // 2 + 1
+        quarter = (half - 3) // 2 + 1
+        self.bins = bins
+        self.dense = DilatedDenseBlock(channels)
+        self.up1 = ConvNormAct(upsample(channels, channels, output_padding=half - (2 * quarter + 1)), channels)
+        self.mask = upsample(channels, 2)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        dense = self.dense(x)
+        up = self.up1(dense)
+        return [dense, up, self.mask(up)[..., : self.bins]]
+
+
+def mask_magnitude(mask: Tensor) -> Tensor:
+    """Bounded magnitude ``tanh |m|`` of a complex mask ``(B, 2, T, F)`` as ``(B, T, F)``."""
+    return torch.tanh(torch.linalg.vector_norm(mask, dim=1))
+
+
+def mask_phase(mask: Tensor) -> Tensor:
+    """Phase in radians that a complex mask ``(B, 2, T, F)`` adds to the mixture, as ``(B, T, F)``."""
+    return torch.atan2(mask[:, 1], mask[:, 0])
+
+
+def apply_mask(mask: Tensor, reference: Tensor) -> Tensor:
+    """Scale by ``tanh |m|`` and rotate by the phase of ``m``.
+
+    The published form goes through ``atan2``, ``cos`` and ``sin``; here the same rotation is a complex product of
+    unit phasors, which is cheaper and has a finite gradient where the mask or the mixture is zero.
+
+    Args:
+        mask: complex mask ``(B, 2, T, F)``.
+        reference: spectrum of the reference microphone ``(B, 2, T, F)``.
+
+    Returns:
+        Enhanced spectrum ``(B, 2, T, F)``.
+    """
+    mask_norm = mask.square().sum(1, keepdim=True).clamp_min(_TINY_POWER).sqrt()
+    power = reference.square().sum(1, keepdim=True)
+    empty = power < _TINY_POWER
+    phasor = reference * power.clamp_min(_TINY_POWER).rsqrt()
+    cosine = torch.where(empty, torch.ones_like(power), phasor[:, :1])
+    sine = torch.where(empty, torch.zeros_like(power), phasor[:, 1:])
+    gain = torch.tanh(mask_norm) / mask_norm * (power + 1e-8).sqrt()
+    real, imaginary = mask[:, :1], mask[:, 1:]
+    return gain * torch.cat([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=1)
+
+
+class DPDCRN(nn.Module):
+    """Dual-path dilated convolutional recurrent network.
+
+    Args:
+        channels: width C of encoder and decoder; the dual-path blocks run at C/2. Published: teacher 128, student 64.
+        blocks: dual-path blocks L. Published: teacher 4, student 1.
+        heads: attention heads.
+        input_channels: input planes, two for each microphone: real, imaginary, real, imaginary, ...
+        n_fft: STFT size; the network sees ``n_fft // 2 + 1`` bins.
+        ref_channel: microphone whose spectrum the mask is applied to.
+
+    Raises:
+        ValueError: for sizes the network cannot be built with.
+    """
+
+    FEATURE_SETS = ("encoder", "dual_path", "decoder")
+
+    def __init__(
+        self,
+        channels: int = 64,
+        blocks: int = 1,
+        heads: int = 4,
+        input_channels: int = 2,
+        n_fft: int = 512,
+        ref_channel: int = 0,
+    ):
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels must be even and positive, not {channels}")
+        if blocks < 1:
+            raise ValueError(f"blocks must be at least 1, not {blocks}")
+        if input_channels < 2 or input_channels % 2:
+            raise ValueError(f"input_channels must be 2 for each microphone, not {input_channels}")
+        if n_fft < 16 or n_fft % 2:
+            raise ValueError(f"n_fft must be even and at least 16, not {n_fft}")
+        if not 0 <= ref_channel < input_channels // 2:
+            raise ValueError(f"ref_channel {ref_channel} is not one of {input_channels // 2} microphones")
+        self.input_channels = input_channels
+        self.bins = n_fft // 2 + 1
+        self.ref_channel = ref_channel
+        # Whoever wants the feature sets of every forward pass (distillation) sets this; it is no parameter.
+        self.feature_sink: Optional[Callable[[FeatureSets], None]] = None
+        self.encoder = Encoder(input_channels, channels)
+        self.dual_path = DualPath(channels, blocks, heads)
+        self.decoder = Decoder(channels, self.bins)
+
+    def forward(self, spectrum: Tensor, return_features: bool = False) -> DPDCRNOutput:
+        """Enhance a spectrum.
+
+        Args:
+            spectrum: mixture ``(B, input_channels, T, F)``.
+            return_features: also return the feature sets ``encoder`` (3), ``dual_path`` (L) and ``decoder`` (3; the
+                last one is the mask).
+
+        Raises:
+            ValueError: when the input has another number of planes or bins than the network.
+        """
+        if spectrum.dim() != 4 or spectrum.shape[1] != self.input_channels or spectrum.shape[3] != self.bins:
+            raise ValueError(
+                f"expected a spectrum (B, {self.input_channels}, T, {self.bins}), got {tuple(spectrum.shape)}"
+            )
+        wants_features = return_features or self.feature_sink is not None
+        encoder = self.encoder(spectrum)
+        dual_path = self.dual_path(encoder[-1], every_block=wants_features)
+        decoder = self.decoder(dual_path[-1])
+        mask = decoder[-1]
+        # Phases and 1e-8 terms need more than half precision.
+        with torch.autocast(spectrum.device.type, enabled=False):
+            dtype = torch.promote_types(spectrum.dtype, torch.float32)
+            reference = spectrum[:, 2 * self.ref_channel : 2 * self.ref_channel + 2]
+            enhanced = apply_mask(mask.to(dtype), reference.to(dtype))
+        features = None
+        if wants_features:
+            features = {"encoder": encoder, "dual_path": dual_path, "decoder": decoder}
+            if self.feature_sink is not None:
+                self.feature_sink(features)
+        return DPDCRNOutput(enhanced, mask, features if return_features else None)
