@@ -1,0 +1,1 @@
+"""Reading, writing, resampling and measuring audio, without torch."""

@@ -1,0 +1,241 @@
+"""Probing, reading and writing audio files, with errors that name the file and its problem."""
+
+import errno
+import logging
+import struct
+from pathlib import Path
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+import soundfile
+
+from i2srf_kd.audio.resample import resample
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import PathLike, atomic_path
+
+logger = logging.getLogger(__name__)
+
+MAX_FLAC_CHANNELS = 8  # limit of the format
+_INTEGER_BITS = {"PCM_16": 16, "PCM_24": 24}
+_FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+SYSTEM_ERROR = 2  # libsndfile's code for an error of the operating system, such as a full disk
+
+
+class AudioInfo(NamedTuple):
+    """What the header of an audio file says."""
+
+    frames: int  # samples per channel
+    fs: int  # sampling rate in Hz
+    channels: int
+    subtype: str  # libsndfile's name of the sample format, such as PCM_16
+
+
+def probe(path: PathLike) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Raises:
+        UserError: the file is missing, of 0 bytes, no audio file, or a WAV file shorter than its header says.
+    """
+    with _open(path) as file:
+        return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype)
+
+
+def read_audio(
+    path: PathLike, fs: Optional[int] = None, start: int = 0, frames: int = -1, mono: bool = False
+) -> Tuple[np.ndarray, int]:
+    """Read an audio file or a part of it.
+
+    Args:
+        path: any format that libsndfile reads.
+        fs: resample to this rate in Hz; default: the file's own.
+        start: first sample, counted at the file's own rate.
+        frames: number of samples at the file's own rate, -1 for all up to the end.
+        mono: average the channels.
+
+    Returns:
+        float32 in [-1, 1] for integer formats, ``(samples,)`` for one channel and ``(samples, channels)`` for more,
+        and the rate in Hz.
+
+    Raises:
+        UserError: as :func:`probe`; or the file is truncated, holds no samples, NaN or infinite values, or does not
+            reach as far as asked for.
+    """
+    with _open(path) as file:
+        wanted = _wanted_frames(file, path, start, frames)
+        try:
+            file.seek(start)
+            wave = file.read(wanted, dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"{path}: damaged or truncated audio ({error.error_string}); get the file anew") from None
+        file_fs = file.samplerate
+    if len(wave) < wanted:
+        raise UserError(
+            f"{path}: truncated, {wanted} samples expected but only {len(wave)} can be read; get the file anew"
+        )
+    _check_finite(wave, path, start)
+    if mono and wave.ndim > 1:
+        wave = wave.mean(axis=1)
+    if fs is None:
+        return wave, file_fs
+    return resample(wave, file_fs, fs), fs
+
+
+def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_16") -> int:
+    """Write an audio file atomically; the suffix decides the format.
+
+    Integer samples are ``round(wave * 2**(bits - 1))``, the inverse of what reading does, so that 16-bit audio
+    survives reading and writing bit by bit. Values beyond [-1, 1] are clipped, counted and logged as a warning.
+
+    Args:
+        path: file to write, such as ``x.wav`` or ``x.flac``; its folder is made if absent.
+        wave: ``(samples,)`` or ``(samples, channels)``.
+        fs: sampling rate in Hz.
+        subtype: libsndfile's name of the sample format.
+
+    Returns:
+        Number of clipped samples.
+
+    Raises:
+        UserError: NaN or infinite values, more than 8 channels for FLAC, an unknown format, or a failing disk.
+    """
+    wave = np.asarray(wave)
+    n_channels = wave.shape[1] if wave.ndim > 1 else 1
+    if Path(path).suffix.lower() == ".flac" and n_channels > MAX_FLAC_CHANNELS:
+        raise UserError(f"{path}: FLAC holds at most {MAX_FLAC_CHANNELS} channels, not {n_channels}; write wav instead")
+    _check_finite(wave, path)
+    clipped = count_clipped(wave, subtype)
+    samples = as_samples(wave, subtype)
+    try:
+        with atomic_path(path) as temporary:
+            soundfile.write(temporary, samples, fs, subtype=subtype)
+            check_written(temporary, len(samples), path)
+    except OSError as error:
+        raise _write_error(path, error) from None
+    except (soundfile.LibsndfileError, AssertionError) as error:
+        # soundfile asserts that all samples were written; on a full disk they are not
+        raise UserError(f"{path}: cannot be written, is the disk full? ({error})") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written as {subtype} at {fs} Hz ({error})") from None
+    if clipped:
+        share = 100.0 * clipped / wave.size
+        logger.warning("%s: %d samples (%.2g %%) beyond full scale were clipped", path, clipped, share)
+    return clipped
+
+
+def _open(path: PathLike) -> soundfile.SoundFile:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
+    if file.stat().st_size == 0:
+        raise UserError(f"{path}: empty file (0 bytes)")
+    _check_wav_complete(file)
+    try:
+        return soundfile.SoundFile(file)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path}: {_describe_unreadable(file, error)}") from None
+
+
+def _describe_unreadable(file: Path, error: soundfile.LibsndfileError) -> str:
+    try:
+        head = file.open("rb").read(512).lstrip()
+    except OSError as os_error:
+        return f"cannot be read ({os_error.strerror})"
+    if head[:1] == b"<":
+        return "an HTML or XML page, not audio; the download went wrong, get the file anew"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not audio; run git lfs pull"
+    if _is_text(head):
+        return "a text file, not audio"
+    return f"not a readable audio file ({error.error_string})"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        return all(character.isprintable() or character.isspace() for character in head.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+
+def _check_wav_complete(file: Path) -> None:
+    """Find truncated WAV files by their header; libsndfile takes them for complete, shorter ones."""
+    missing = _missing_wav_bytes(file)
+    if missing:
+        raise UserError(f"{file}: truncated, {missing} bytes are missing at the end; get the file anew")
+
+
+def _missing_wav_bytes(file: Path) -> int:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(12)
+        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return 0
+        while len(chunk := stream.read(8)) == 8:
+            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
+            if name == b"data":
+                unknown = length >= 0x7FFFFFFF  # written to a pipe, the length was not known
+                return 0 if unknown else max(0, stream.tell() + length - size)
+            stream.seek(length + length % 2, 1)
+    return 0
+
+
+def _wanted_frames(file: soundfile.SoundFile, path: PathLike, start: int, frames: int) -> int:
+    if file.frames == 0:
+        raise UserError(f"{path}: holds no samples")
+    wanted = file.frames - start if frames < 0 else frames
+    if start < 0 or wanted < 1 or start + wanted > file.frames:
+        raise UserError(f"{path}: has {file.frames} samples, cannot read {frames} from sample {start} on")
+    return wanted
+
+
+def _check_finite(wave: np.ndarray, path: PathLike, start: int = 0) -> None:
+    if np.issubdtype(wave.dtype, np.floating) and not np.isfinite(wave).all():
+        first = int(np.argwhere(~np.isfinite(wave))[0][0]) + start
+        raise UserError(f"{path}: NaN or infinite values, the first at sample {first}")
+
+
+def check_written(temporary: PathLike, frames: int, path: PathLike) -> None:
+    """Make sure that a closed file holds ``frames`` samples: encoders write the rest on closing, and libsndfile says
+    nothing when that fails.
+
+    Raises:
+        UserError: it does not; the message names ``path``, which ``temporary`` was to become.
+    """
+    try:
+        complete = probe(temporary).frames >= frames
+    except UserError:
+        complete = frames == 0
+    if not complete:
+        raise UserError(f"{path}: not all samples could be written, is the disk full?")
+
+
+def count_clipped(wave: np.ndarray, subtype: str) -> int:
+    """How many samples lie beyond full scale and cannot be held by a sample format (libsndfile's name)."""
+    if subtype in _FLOAT_SUBTYPES or np.issubdtype(wave.dtype, np.integer):
+        return 0
+    return int(np.count_nonzero(np.abs(wave) > 1.0))
+
+
+def as_samples(wave: np.ndarray, subtype: str) -> np.ndarray:
+    """What soundfile is to be given for a sample format, the inverse of what reading does.
+
+    Args:
+        wave: any shape, floating point with full scale 1; integers are left as they are.
+        subtype: libsndfile's name of the sample format.
+
+    Returns:
+        For 16 and 24 bit ``round(wave * 2**(bits - 1))``, 24-bit values in the upper bits of int32; for floating-point
+        formats ``wave``; else (8 bit, compressed formats) ``wave`` clipped to [-1, 1].
+    """
+    if subtype in _FLOAT_SUBTYPES or np.issubdtype(wave.dtype, np.integer):
+        return wave
+    if subtype not in _INTEGER_BITS:
+        return np.clip(wave, -1.0, 1.0)
+    bits = _INTEGER_BITS[subtype]
+    full_scale = 2.0 ** (bits - 1)
+    values = np.clip(np.rint(wave.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
+    return values.astype(np.int16) if bits == 16 else values.astype(np.int32) << (32 - bits)
+
+
+def _write_error(path: PathLike, error: OSError) -> UserError:
+    hint = "; free space there or choose another folder" if error.errno == errno.ENOSPC else ""
+    return UserError(f"{path}: cannot be written ({error.strerror or error}){hint}")

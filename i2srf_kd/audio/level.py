@@ -1,0 +1,48 @@
+"""Levels of signals in decibels relative to full scale (dBFS, where a square wave of amplitude 1 has 0 dB)."""
+
+import numpy as np
+
+FRAME_SECONDS = 0.02
+ACTIVE_RANGE_DB = 40.0
+_TINY = 1e-12
+
+
+def to_db(power: float) -> float:
+    """Power to decibels, at least -120."""
+    return float(10.0 * np.log10(max(float(power), _TINY)))
+
+
+def frame_power(wave: np.ndarray, fs: int) -> np.ndarray:
+    """Mean power of consecutive frames of 20 ms, over all channels; the last frame may be shorter.
+
+    Args:
+        wave: ``(samples,)`` or ``(samples, channels)``.
+        fs: sampling rate in Hz.
+
+    Returns:
+        ``(frames,)``, float64.
+    """
+    power = np.square(np.asarray(wave, dtype=np.float64))
+    if power.ndim > 1:
+        power = power.mean(axis=1)
+    if len(power) == 0:
+        return np.zeros(0)
+    starts = np.arange(0, len(power), max(1, round(FRAME_SECONDS * fs)))
+    return np.add.reduceat(power, starts) / np.diff(np.append(starts, len(power)))
+
+
+def active_frames(wave: np.ndarray, fs: int) -> np.ndarray:
+    """Which frames hold speech: those less than 40 dB below the loudest one. Silence has none.
+
+    Returns:
+        ``(frames,)``, bool.
+    """
+    power = frame_power(wave, fs)
+    loudest = power.max(initial=0.0)
+    return (power > loudest * 10 ** (-ACTIVE_RANGE_DB / 10)) & (power > _TINY)
+
+
+def active_power(wave: np.ndarray, fs: int) -> float:
+    """Mean power of the frames with speech, 0 for silence: the level that pauses do not change."""
+    active = active_frames(wave, fs)
+    return float(frame_power(wave, fs)[active].mean()) if active.any() else 0.0

@@ -1,0 +1,1 @@
+"""Corpora: Kaldi data folders, downloads, formatting, reports, synthetic audio and training chunks."""

@@ -1,0 +1,316 @@
+"""Bring a data folder to one sampling rate and one audio format.
+
+    format_data("data/train", "dump/raw/train", FormatOptions(fs=16000, audio_format="flac"), nj=4)
+
+What happens to bad audio: pairs of mixture and reference that are broken (unreadable, truncated, NaN, different length
+or rate) are all named and end the run with an error, after the good ones are written. Pairs without samples or with a
+silent side are left out, counted in a warning and listed in ``dropped.tsv``.
+"""
+
+import json
+import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+
+import numpy as np
+
+from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, probe, read_audio, write_audio
+from i2srf_kd.audio.resample import resample
+from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.progress import progress
+
+logger = logging.getLogger(__name__)
+
+AUDIO_FORMATS = ("flac", "wav")
+MAX_CHANNELS = 16
+SILENCE = 2.0**-15  # one step of 16 bit
+_SAVE_EVERY = 200  # utterances between two savings of the record
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class FormatOptions(NamedTuple):
+    """What the formatted audio depends on beside its source."""
+
+    fs: int = 16000  # Hz
+    audio_format: str = "flac"  # one of AUDIO_FORMATS, both with 16 bit
+
+
+class Pair(NamedTuple):
+    """An utterance and its audio files."""
+
+    utt_id: str
+    noisy: str
+    clean: str
+
+
+class Record(NamedTuple):
+    """What became of an utterance. ``key`` tells whether it would come out the same again."""
+
+    key: List[Any]
+    samples: int = 0  # per channel, after resampling
+    clipped: int = 0  # samples
+    sizes: Tuple[int, ...] = ()  # bytes of the written files, mixture first
+    dropped: str = ""  # reason, empty when it was written
+    broken: str = ""  # reason, likewise
+
+
+def format_data(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, nj: int = 1) -> DataDir:
+    """Format a whole data folder with ``nj`` processes; see :func:`format_shard` and :func:`collect`."""
+    format_shard(in_dir, out_dir, options, nj=nj)
+    return collect(in_dir, out_dir, options)
+
+
+def format_shard(
+    in_dir: PathLike, out_dir: PathLike, options: FormatOptions, index: int = 1, count: int = 1, nj: int = 1
+) -> None:
+    """Format every ``count``-th utterance into ``out_dir/audio/{noisy,clean}/<utterance>.<format>``.
+
+    Audio that is already there, complete and from the same unchanged source with the same options, is kept, also if
+    it was made with another number of shards.
+
+    Args:
+        in_dir: data folder with ``wav.scp`` and ``spk1.scp``.
+        out_dir: where audio and records go; not ``in_dir``.
+        options: rate and format.
+        index: number of this shard, 1-based.
+        count: number of shards.
+        nj: processes.
+
+    Raises:
+        UserError: an option is out of range, or pairs are broken; the message names the first of them.
+    """
+    data = _read_source(in_dir, out_dir, options).shard(index, count)
+    out = Path(out_dir)
+    records = _load_records(out)
+    todo = [Pair(utt_id, data.wav[utt_id], data.spk1[utt_id]) for utt_id in data.utterances]
+    shard_file = _shard_file(out, index, count)
+    mine: Dict[str, Record] = {}
+    work = partial(_format_or_keep, out=out, options=options)
+    jobs = [(pair, records.get(pair.utt_id)) for pair in todo]
+    with process_map(work, jobs, nj) as results:
+        for number, (pair, record) in enumerate(
+            zip(todo, progress(results, total=len(todo), desc=f"format {Path(in_dir).name}"), strict=True), 1
+        ):
+            mine[pair.utt_id] = record
+            if number % _SAVE_EVERY == 0:
+                _save_records(shard_file, options, mine, complete=False)
+    _save_records(shard_file, options, mine, complete=True)
+    _raise_broken(in_dir, mine)
+    clipped = [utt_id for utt_id, record in mine.items() if record.clipped]
+    if clipped:
+        logger.warning("%s: %d utterances were clipped by resampling: %s", in_dir, len(clipped), describe(clipped))
+
+
+def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: int = 1) -> DataDir:
+    """Merge ``count`` shards: write ``wav.scp``, ``spk1.scp``, ``utt2spk``, ``spk2utt``, ``utt2num_samples``.
+
+    Tables of the source such as ``utt2snr`` are carried over. ``dropped.tsv`` lists what was left out and why.
+
+    Raises:
+        UserError: a shard is absent, unfinished, was made with other options or from other data, or no utterance is
+            left.
+    """
+    source = _read_source(in_dir, out_dir, options)
+    out = Path(out_dir)
+    records: Dict[str, Record] = {}
+    for index in range(1, count + 1):
+        records.update(_finished_shard(out, options, index, count))
+    unlike = sorted(source.wav.keys() ^ records.keys())
+    stale = [u for u in source.utterances if u in records and records[u].key[:2] != [source.wav[u], source.spk1[u]]]
+    if unlike or stale:
+        raise UserError(f"{in_dir} has changed since it was formatted ({describe(unlike or stale)}): format it again")
+    _raise_broken(in_dir, records)
+    dropped = {utt_id: records[utt_id].dropped for utt_id in source.utterances if records[utt_id].dropped}
+    write_text(out / "dropped.tsv", "".join(f"{utt_id}\t{reason}\n" for utt_id, reason in dropped.items()))
+    if len(dropped) == len(source):
+        raise UserError(f"{in_dir}: no utterance is usable, all were dropped, see {out / 'dropped.tsv'}")
+    if dropped:
+        logger.warning(
+            "%s: %d of %d utterances dropped, listed in %s", in_dir, len(dropped), len(source), out / "dropped.tsv"
+        )
+    data = _formatted(source.subset(source.wav.keys() - dropped.keys()), records, out, options)
+    data.write(out)
+    for file in _record_files(out):
+        if not file.stem.endswith(f"-of-{count}"):
+            file.unlink()
+    return data
+
+
+def _formatted(source: DataDir, records: Dict[str, Record], out: Path, options: FormatOptions) -> DataDir:
+    files = {utt_id: _outputs(out, utt_id, options) for utt_id in source.utterances}
+    samples = {utt_id: str(records[utt_id].samples) for utt_id in source.utterances}
+    return DataDir(
+        wav={utt_id: str(noisy) for utt_id, (noisy, _) in files.items()},
+        spk1={utt_id: str(clean) for utt_id, (_, clean) in files.items()},
+        utt2spk=source.utt2spk,
+        extra={**source.extra, "utt2num_samples": samples},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One utterance
+
+
+def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: FormatOptions) -> Record:
+    """Format an utterance unless its record says that it is there; problems end up in the record."""
+    pair, previous = job
+    try:
+        key = _key(pair, options)
+    except OSError as error:
+        return Record([pair.noisy, pair.clean], broken=f"{error.filename}: {error.strerror}")
+    if previous is not None and previous.key == key and _is_kept(previous, pair, out, options):
+        return previous
+    reason = _judge_headers(pair, options)
+    if reason.broken or reason.dropped:
+        return reason._replace(key=key)
+    try:
+        noisy, fs = read_audio(pair.noisy)
+        clean, _ = read_audio(pair.clean)
+        silent = " and ".join(name for name, wave in (("mixture", noisy), ("reference", clean)) if is_silent(wave))
+        if silent:
+            return Record(key, dropped=f"silent {silent}")
+        clipped, sizes = 0, []
+        for wave, path in zip((noisy, clean), _outputs(out, pair.utt_id, options), strict=True):
+            wave = resample(wave, fs, options.fs)
+            clipped += write_audio(path, wave, options.fs)
+            sizes.append(path.stat().st_size)
+    except UserError as error:
+        return Record(key, broken=str(error))
+    return Record(key, len(wave), clipped, tuple(sizes))
+
+
+def _judge_headers(pair: Pair, options: FormatOptions) -> Record:
+    """A record with an empty key whose ``broken`` or ``dropped`` may be set."""
+    try:
+        noisy, clean = probe(pair.noisy), probe(pair.clean)
+    except UserError as error:
+        return Record([], broken=str(error))
+    for what, a, b, unit in (("rate", noisy.fs, clean.fs, "Hz"), ("length", noisy.frames, clean.frames, "samples")):
+        if a != b:
+            return Record([], broken=f"different {what}: {pair.noisy} has {a} {unit}, {pair.clean} has {b} {unit}")
+    for path, channels in ((pair.noisy, noisy.channels), (pair.clean, clean.channels)):
+        if options.audio_format == "flac" and MAX_FLAC_CHANNELS < channels <= MAX_CHANNELS:
+            hint = f"FLAC holds at most {MAX_FLAC_CHANNELS}: give --audio_format wav"
+            return Record([], broken=f"{path}: {channels} channels, but {hint}")
+        if channels > MAX_CHANNELS:
+            return Record([], broken=f"{path}: {channels} channels, at most {MAX_CHANNELS} are supported")
+    return Record([], dropped="" if noisy.frames else "no samples")
+
+
+def is_silent(wave: np.ndarray) -> bool:
+    """No channel moves by more than one step of 16 bit away from its mean; an offset alone is silence as well."""
+    return bool(np.abs(wave - wave.mean(axis=0)).max(initial=0.0) <= SILENCE)
+
+
+def _key(pair: Pair, options: FormatOptions) -> List[Any]:
+    stats = [Path(path).stat() for path in (pair.noisy, pair.clean)]
+    return [pair.noisy, pair.clean, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
+
+
+def _is_kept(record: Record, pair: Pair, out: Path, options: FormatOptions) -> bool:
+    if record.broken or record.dropped:
+        return bool(record.dropped)
+    try:
+        return [path.stat().st_size for path in _outputs(out, pair.utt_id, options)] == list(record.sizes)
+    except OSError:
+        return False
+
+
+def _outputs(out: Path, utt_id: str, options: FormatOptions) -> Tuple[Path, Path]:
+    name = f"{utt_id}.{options.audio_format}"
+    return out / "audio" / "noisy" / name, out / "audio" / "clean" / name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options and records
+
+
+def _read_source(in_dir: PathLike, out_dir: PathLike, options: FormatOptions) -> DataDir:
+    """Check the options and read the data folder."""
+    if options.audio_format not in AUDIO_FORMATS:
+        raise UserError(f"--audio_format {options.audio_format}: must be one of {', '.join(AUDIO_FORMATS)}")
+    if options.fs < 1:
+        raise UserError(f"--fs {options.fs}: must be positive")
+    if Path(in_dir).resolve() == Path(out_dir).resolve():
+        raise UserError(f"{out_dir}: IN_DATA and OUT_DATA are the same folder")
+    data = DataDir.read(in_dir)
+    odd = [utt_id for utt_id in data.utterances if "/" in utt_id or "\\" in utt_id or utt_id.startswith(".")]
+    if odd:
+        raise UserError(f"{in_dir}: {describe(odd)}: ids become file names, without slashes or a dot at the beginning")
+    return data
+
+
+def _records_folder(out: Path) -> Path:
+    return out / ".format"
+
+
+def _record_files(out: Path) -> List[Path]:
+    """Records of all shards, without the temporary files of other processes."""
+    return list(_records_folder(out).glob("[0-9]*-of-*.json"))
+
+
+def _shard_file(out: Path, index: int, count: int) -> Path:
+    return _records_folder(out) / f"{index}-of-{count}.json"
+
+
+def _save_records(file: Path, options: FormatOptions, records: Dict[str, Record], complete: bool) -> None:
+    contents = {"complete": complete, "options": list(options), "records": records}
+    write_text(file, json.dumps(contents, ensure_ascii=False) + "\n")
+
+
+def _read_records(file: Path) -> Dict[str, Any]:
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+        contents["records"] = {utt_id: Record(*fields) for utt_id, fields in contents["records"].items()}
+        return contents
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _load_records(out: Path) -> Dict[str, Record]:
+    """What earlier runs wrote, however they were split."""
+    files = sorted(_record_files(out), key=lambda file: file.stat().st_mtime_ns)
+    return {utt_id: record for file in files for utt_id, record in _read_records(file).get("records", {}).items()}
+
+
+def _finished_shard(out: Path, options: FormatOptions, index: int, count: int) -> Dict[str, Record]:
+    contents = _read_records(_shard_file(out, index, count))
+    if not contents.get("complete"):
+        state = "unfinished" if contents else "missing"
+        raise UserError(f"{out}: shard {index}/{count} is {state}; run it again with --shard {index}/{count}")
+    if contents["options"] != list(options):
+        raise UserError(f"{out}: shard {index}/{count} was made with other options {contents['options']}; run it again")
+    return contents["records"]
+
+
+def _raise_broken(in_dir: PathLike, records: Dict[str, Record]) -> None:
+    problems = [f"{utt_id}: {record.broken}" for utt_id, record in sorted(records.items()) if record.broken]
+    raise_problems(f"{in_dir}: {len(problems)} of {len(records)} utterances are broken", problems)
+
+
+@contextmanager
+def process_map(work: Callable[[Item], Result], items: Sequence[Item], nj: int) -> Iterator[Iterable[Result]]:
+    """Results of ``work`` for all items, in order, from ``nj`` processes (this one when ``nj`` is 1).
+
+    Raises:
+        UserError: ``nj`` is below 1.
+    """
+    if nj < 1:
+        raise UserError(f"--nj {nj}: must be 1 or more")
+    nj = min(nj, len(items) or 1)
+    if nj == 1:
+        yield map(work, items)
+        return
+    pool = ProcessPoolExecutor(nj, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map(work, items, chunksize=max(1, min(16, len(items) // (4 * nj))))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,239 @@
+"""Kaldi data folders: one line per utterance in ``wav.scp`` (mixture), ``spk1.scp`` (reference), ``utt2spk``, ...
+
+Format: https://kaldi-asr.org/doc/data_prep.html. The first blank ends the utterance id, so paths may hold blanks.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import PathLike, write_text
+
+Table = Dict[str, str]
+EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples")
+
+
+def read_table(path: PathLike) -> Table:
+    """Read a file of ``<id> <value>`` lines, sorted by id.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, not sorted, or has a line without value or with an id seen before.
+    """
+    table: Table = {}
+    previous = ""
+    for number, line in enumerate(_read_lines(path), 1):
+        key, value = (re.split(r"[ \t]+", line.strip(" \t\r"), maxsplit=1) + [""])[:2]
+        where = f"{path}:{number}"
+        if not key or not value:
+            raise UserError(f"{where}: expected '<id> <value>', found {line!r}")
+        if key in table:
+            raise UserError(f"{where}: {key} is listed twice; remove one of the lines")
+        if key < previous:
+            raise UserError(f"{where}: {key} comes after {previous}; sort the file with LC_ALL=C sort -o {path} {path}")
+        table[key] = value
+        previous = key
+    return table
+
+
+def read_audio_table(path: PathLike) -> Table:
+    """Read an scp whose values are audio files.
+
+    Raises:
+        UserError: as :func:`read_table`; or it is empty, or has commands (pipes) in place of files.
+    """
+    table = read_table(path)
+    _check_audio_files(str(path), table)
+    return table
+
+
+def _check_audio_files(name: str, table: Table) -> None:
+    if not table:
+        raise UserError(f"{name}: no utterances")
+    pipes = sorted(utt_id for utt_id, value in table.items() if value.endswith("|"))
+    if pipes:
+        raise UserError(f"{name}: commands (pipes) in place of audio files for {describe(pipes)}; format the set first")
+
+
+def _read_lines(path: PathLike) -> List[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def write_table(path: PathLike, table: Mapping[str, object]) -> None:
+    """Write ``<id> <value>`` lines sorted by id, atomically.
+
+    Raises:
+        UserError: an id is empty or holds white space, or a value is empty, holds a line break
+            or begins or ends with white space.
+    """
+    for key, value in table.items():
+        text = str(value)
+        if not key or re.search(r"\s", key):
+            raise UserError(f"{path}: {key!r} cannot be an id: it is empty or holds white space")
+        if not text or text != text.strip() or "\n" in text or "\r" in text:
+            raise UserError(
+                f"{path}: {text!r} cannot be the value of {key}: it is empty, begins or ends with white space, "
+                "or holds a line break"
+            )
+    write_text(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
+
+
+def parse_shard(text: str) -> Tuple[int, int]:
+    """``"i/N"`` to ``(i, N)``, with ``1 <= i <= N``.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {text}: expected i/N with 1 <= i <= N, such as 1/4")
+    return int(match[1]), int(match[2])
+
+
+@dataclass
+class DataDir:
+    """Utterances of a set: mixtures, references and speakers, all with the same ids.
+
+    Attributes:
+        wav: audio file of the mixture per utterance (``wav.scp``).
+        spk1: audio file of the clean reference per utterance (``spk1.scp``).
+        utt2spk: speaker per utterance.
+        extra: further tables by file name (``utt2snr``, ``utt2noise``, ``utt2num_samples``); they may lack utterances.
+    """
+
+    wav: Table
+    spk1: Table
+    utt2spk: Table
+    extra: Dict[str, Table] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.wav)
+
+    @property
+    def utterances(self) -> List[str]:
+        """Sorted ids."""
+        return sorted(self.wav)
+
+    @property
+    def spk2utt(self) -> Dict[str, List[str]]:
+        """Sorted utterances of each speaker, speakers sorted."""
+        speakers: Dict[str, List[str]] = {speaker: [] for speaker in sorted(set(self.utt2spk.values()))}
+        for utt_id in sorted(self.utt2spk):
+            speakers[self.utt2spk[utt_id]].append(utt_id)
+        return speakers
+
+    @classmethod
+    def read(cls, path: PathLike) -> "DataDir":
+        """Read and validate a folder; without ``utt2spk`` each utterance is its own speaker, as in Kaldi.
+
+        Raises:
+            UserError: a file is missing, malformed, unsorted, or disagrees with ``wav.scp`` about the utterances.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"{path}: no such data folder")
+        wav = read_table(folder / "wav.scp")
+        has_speakers = (folder / "utt2spk").is_file()
+        data = cls(
+            wav=wav,
+            spk1=read_table(folder / "spk1.scp"),
+            utt2spk=read_table(folder / "utt2spk") if has_speakers else {utt_id: utt_id for utt_id in wav},
+            extra={name: read_table(folder / name) for name in EXTRA_TABLES if (folder / name).is_file()},
+        )
+        data.validate(str(folder))
+        if (folder / "spk2utt").is_file():
+            written = {speaker: " ".join(utts.split()) for speaker, utts in read_table(folder / "spk2utt").items()}
+            if written != {speaker: " ".join(utts) for speaker, utts in data.spk2utt.items()}:
+                raise UserError(f"{folder / 'spk2utt'} does not agree with utt2spk; delete it or make it anew")
+        return data
+
+    def validate(self, name: str = "data") -> None:
+        """Check that all tables hold the same utterances and that there is at least one.
+
+        Raises:
+            UserError: naming the table and the first utterances in question.
+        """
+        if not self.wav:
+            raise UserError(f"{name}/wav.scp: no utterances")
+        tables = {"spk1.scp": self.spk1, "utt2spk": self.utt2spk}
+        for file, table in tables.items():
+            missing = sorted(self.wav.keys() - table.keys())
+            surplus = sorted(table.keys() - self.wav.keys())
+            if missing:
+                raise UserError(f"{name}/{file} lacks {describe(missing)} of wav.scp")
+            if surplus:
+                raise UserError(f"{name}/{file} has {describe(surplus)} that wav.scp lacks")
+        for file, table in self.extra.items():
+            surplus = sorted(table.keys() - self.wav.keys())
+            if surplus:
+                raise UserError(f"{name}/{file} has {describe(surplus)} that wav.scp lacks")
+        for file, table in {"wav.scp": self.wav, "spk1.scp": self.spk1}.items():
+            _check_audio_files(f"{name}/{file}", table)
+
+    def write(self, path: PathLike) -> None:
+        """Write the folder; ``wav.scp`` comes last, so that its presence means a complete folder.
+
+        Raises:
+            UserError: the tables do not fit together or hold something that cannot be written.
+        """
+        folder = Path(path)
+        self.validate(str(folder))
+        (folder / "wav.scp").unlink(missing_ok=True)
+        for name in EXTRA_TABLES:
+            (folder / name).unlink(missing_ok=True)
+        for name, table in self.extra.items():
+            write_table(folder / name, table)
+        write_table(folder / "utt2spk", self.utt2spk)
+        write_table(folder / "spk2utt", {speaker: " ".join(utts) for speaker, utts in self.spk2utt.items()})
+        write_table(folder / "spk1.scp", self.spk1)
+        write_table(folder / "wav.scp", self.wav)
+
+    def subset(self, utterances: Iterable[str]) -> "DataDir":
+        """The named utterances.
+
+        Raises:
+            UserError: one of them is not there.
+        """
+        wanted = sorted(set(utterances))
+        unknown = [utt_id for utt_id in wanted if utt_id not in self.wav]
+        if unknown:
+            raise UserError(f"the data lack {describe(unknown)}")
+        extra = {name: {u: table[u] for u in wanted if u in table} for name, table in self.extra.items()}
+        return DataDir(
+            wav={u: self.wav[u] for u in wanted},
+            spk1={u: self.spk1[u] for u in wanted},
+            utt2spk={u: self.utt2spk[u] for u in wanted},
+            extra={name: table for name, table in extra.items() if table},
+        )
+
+    def shard(self, index: int, count: int) -> "DataDir":
+        """Part ``index`` (1-based) of ``count``: every ``count``-th utterance; it may be empty."""
+        return self.subset(self.utterances[index - 1 :: count])
+
+    def first(self, count: int) -> "DataDir":
+        """The first ``count`` utterances, all when there are fewer."""
+        return self.subset(self.utterances[:count])
+
+
+def describe(names: Sequence[str], limit: int = 5) -> str:
+    """Some names and how many more there are, for messages."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ("utterance " if len(names) == 1 else "utterances ") + ", ".join(names[:limit]) + more
+
+
+def raise_problems(title: str, problems: Sequence[str], limit: int = 20) -> None:
+    """Report all problems of a corpus at once.
+
+    Raises:
+        UserError: there are problems; the message shows the first ``limit`` and says how many more there are.
+    """
+    if problems:
+        more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
+        raise UserError("\n  ".join([f"{title}:", *problems[:limit], *more]))

@@ -1,0 +1,79 @@
+"""Corpora that keep mixtures and clean references in two folders, under the same file names."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from i2srf_kd.audio.io import AudioInfo, probe
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import PathLike
+from i2srf_kd.progress import progress
+
+
+class Pair(NamedTuple):
+    """Audio files of an utterance."""
+
+    noisy: Path
+    clean: Path
+
+
+def find_pairs(noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav") -> Tuple[Dict[str, Pair], List[str]]:
+    """Match the audio files of two folders by name.
+
+    Args:
+        noisy_dir: folder of the mixtures.
+        clean_dir: folder of the references.
+        suffix: of the files, in upper or lower case; hidden files are passed over.
+
+    Returns:
+        Pairs by utterance (file name without suffix), sorted, and a description of every file without counterpart.
+
+    Raises:
+        UserError: a folder is missing, or an utterance is there twice.
+    """
+    noisy, clean = _list_audio(noisy_dir, suffix), _list_audio(clean_dir, suffix)
+    problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
+    problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
+    return {utt_id: Pair(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
+
+
+def _list_audio(folder: PathLike, suffix: str) -> Dict[str, Path]:
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found: Dict[str, Path] = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() != suffix or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise UserError(f"{found[path.stem]} and {path} are the same utterance; remove one of them")
+        found[path.stem] = path
+    return found
+
+
+def check_pairs(pairs: Mapping[str, Pair], threads: int = 8, desc: str = "check headers") -> List[str]:
+    """Read the headers of all files and compare mixture and reference.
+
+    Returns:
+        A description of every pair with an unreadable file or with different sampling rates or lengths.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda utt_id: _compare(utt_id, pairs[utt_id]), pairs)
+        return [problem for problem in progress(found, total=len(pairs), desc=desc) if problem]
+
+
+def _compare(utt_id: str, pair: Pair) -> Optional[str]:
+    try:
+        noisy, clean = probe(pair.noisy), probe(pair.clean)
+    except UserError as error:
+        return f"{utt_id}: {error}"
+    differences = _differences(noisy, clean)
+    return f"{utt_id}: {pair.noisy} and {pair.clean} differ in {differences}" if differences else None
+
+
+def _differences(noisy: AudioInfo, clean: AudioInfo) -> str:
+    found = []
+    if noisy.fs != clean.fs:
+        found.append(f"sampling rate ({noisy.fs} and {clean.fs} Hz)")
+    if noisy.frames != clean.frames:
+        found.append(f"length ({noisy.frames} and {clean.frames} samples)")
+    return " and ".join(found)

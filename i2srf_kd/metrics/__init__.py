@@ -1,0 +1,1 @@
+"""Objective measures of enhanced speech, bootstrap intervals and model complexity."""
