@@ -1,0 +1,54 @@
+"""Print parameters and multiply-accumulates of the named networks.
+
+    python -m i2srf_kd.bin.complexity [--preset dpdcrn_student ...] [--seconds 4] [--num_mics 1]
+
+MACs are counted on a forward pass of the length given and divided by it. They depend on the length a little, because
+attention over time grows with its square.
+"""
+
+import argparse
+from typing import Any, Optional, Sequence
+
+import torch
+
+from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.metrics.complexity import macs_per_second
+from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
+
+FS = 16000
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", action="append", choices=list(PRESETS), help="networks; default: all")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of the audio")
+    parser.add_argument("--num_mics", type=int, default=1, help="microphones of the mixture")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_args(argv)
+    if args.seconds < 0.1 or args.num_mics < 1:
+        raise UserError("--seconds must be at least 0.1 and --num_mics at least 1")
+    stft = STFT()
+
+    def spectrum(seconds: float) -> Any:
+        return (stft(torch.randn(1, round(seconds * FS), args.num_mics)),)
+
+    print("| network | channels | blocks | parameters | GMAC/s | without GRUs |")
+    print("|---|---|---|---|---|---|")
+    for preset in args.preset or PRESETS:
+        network = build_dpdcrn(preset, input_channels=2 * args.num_mics).eval()
+        cost = macs_per_second(network, spectrum, args.seconds)
+        size = PRESETS[preset]
+        print(
+            f"| `{preset}` | {size['channels']} | {size['blocks']} | {cost.parameters:,} | "
+            f"{cost.gmacs_per_second_with_recurrent:.2f} | {cost.gmacs_per_second:.2f} |"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,331 @@
+"""Enhance a data set.
+
+    python -m i2srf_kd.bin.enhance_set exp/student dump/raw/test exp/student/enhanced_test --nj 4
+
+MODEL is an experiment folder, a file of weights in one, or an exported folder; DATA_DIR has a wav.scp. Writes
+OUT_DIR/wav/<utterance>.wav (16 bit, the mixture's rate, never scaled), OUT_DIR/spk1.scp (ESPnet's name for enhanced
+speech; wav.scp says the same) and OUT_DIR/enhance.json (real-time factor, clipped samples), and complexity.json beside
+OUT_DIR. Utterances up to --max_window_seconds are enhanced in one piece.
+
+For a job array, run it with --shard i/N for i = 1..N and then once with --collect N. Run again, it goes on where it
+was: an utterance is left out when it was made by the same weights, with the same options, from the same file.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from i2srf_kd.audio.io import read_audio, write_audio
+from i2srf_kd.data.kaldi_dir import Table, describe, parse_shard, read_audio_table, write_table
+from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.files import write_text
+from i2srf_kd.progress import progress
+
+Record = Dict[str, Any]
+SCPS = ("spk1.scp", "wav.scp")
+
+
+class Options(NamedTuple):
+    """How utterances are enhanced; goes to the worker processes."""
+
+    model: str
+    model_file: Optional[str]
+    device: str
+    max_window_seconds: float
+    num_threads: int
+
+
+def read_mixtures(data_dir: str) -> Table:
+    """Audio file per utterance from ``wav.scp``.
+
+    Raises:
+        UserError: it is absent or malformed, has commands in place of files, or ids that cannot be file names.
+    """
+    table = read_audio_table(Path(data_dir) / "wav.scp")
+    bad = [utt for utt in table if "/" in utt or utt.startswith(".")]
+    if bad:
+        raise UserError(f"{data_dir}/wav.scp: {describe(bad)} cannot be names of files; rename them")
+    return table
+
+
+def fingerprint(options: Options) -> str:
+    """Text that changes when the outputs could: weights, configuration and window."""
+    from i2srf_kd.experiment import CONFIG, Experiment, split_model_path
+    from i2srf_kd.export.bundle import WEIGHTS, is_bundle
+
+    folder, name = split_model_path(options.model)
+    weights = folder / WEIGHTS if is_bundle(folder) else Experiment(folder).weights(options.model_file or name)
+    digest = hashlib.sha256(repr(options.max_window_seconds).encode())
+    for path in (folder / CONFIG, weights):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+_worker: Dict[str, Any] = {}
+
+
+def _start_worker(options: Options) -> None:
+    """Load the model once per process."""
+    import torch
+
+    from i2srf_kd.enhancer import load_enhancer
+
+    torch.set_num_threads(options.num_threads)
+    _worker["enhancer"] = load_enhancer(options.model, options.device, options.model_file)
+    _worker["options"] = options
+
+
+def _enhance(task: Tuple[str, str, str]) -> Record:
+    """Enhance one utterance and write it: what is recorded about it."""
+    utt, source, target = task
+    enhancer, options = _worker["enhancer"], _worker["options"]
+    try:
+        before = source_state(source)
+        wave, fs = read_audio(source)
+        start = time.perf_counter()
+        overlap = min(1.0, options.max_window_seconds / 2)
+        enhanced = enhancer(wave, fs, options.max_window_seconds, overlap)
+        compute_seconds = time.perf_counter() - start
+        clipped = write_audio(target, enhanced, fs, "PCM_16")
+    except UserError as error:
+        raise UserError(f"utterance {utt}: {error}") from None
+    except RuntimeError as error:  # torch's, such as a lack of memory
+        hint = "a lower --max_window_seconds needs less memory"
+        raise UserError(f"utterance {utt} ({source}): {error}; {hint}") from None
+    return {
+        "utt": utt,
+        "source": before,
+        "seconds": len(wave) / fs,
+        "compute_seconds": compute_seconds,
+        "samples": len(wave),
+        "clipped": clipped,
+    }
+
+
+def source_state(path: str) -> List[Any]:
+    """What tells whether a file is still the same: path, size, time of change.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return [path, state.st_size, state.st_mtime_ns]
+
+
+def _is_unchanged(record: Record, path: str) -> bool:
+    try:
+        return record["source"] == source_state(path)
+    except UserError:  # reported with the utterance's name when it is enhanced
+        return False
+
+
+def enhance_all(tasks: Sequence[Tuple[str, str, str]], options: Options, nj: int) -> Iterator[Record]:
+    """Enhance utterances in ``nj`` processes, in the order of ``tasks``."""
+    if not tasks:
+        return
+    if nj == 1 or len(tasks) == 1:
+        _start_worker(options)
+        yield from map(_enhance, tasks)
+        return
+    # Workers are started afresh, not forked: the numerical libraries' threads do not survive a fork.
+    pool = ProcessPoolExecutor(min(nj, len(tasks)), get_context("spawn"), _start_worker, (options,))
+    try:
+        yield from pool.map(_enhance, tasks)
+    except BrokenProcessPool as error:
+        raise UserError(f"--nj {nj}: a process died, perhaps for lack of memory; use fewer") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shard_file(out_dir: Path, index: int, count: int) -> Path:
+    return out_dir / "shards" / f"{index}-of-{count}.json"
+
+
+def _journals(out_dir: Path, mark: str) -> List[Path]:
+    return sorted((out_dir / "shards").glob(f"journal.{mark}.*.jsonl"))
+
+
+def read_done(out_dir: Path, mark: str) -> Dict[str, Record]:
+    """What was enhanced before with the fingerprint ``mark``, by whatever shard, and is still there."""
+    done: Dict[str, Record] = {}
+    for journal in _journals(out_dir, mark):
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed
+                continue
+            done[record["utt"]] = record
+    return {utt: record for utt, record in done.items() if _wav(out_dir, utt).is_file()}
+
+
+def _wav(out_dir: Path, utt: str) -> Path:
+    return out_dir / "wav" / f"{utt}.wav"
+
+
+def enhance_shard(
+    table: Table, options: Options, out_dir: Path, shard: Tuple[int, int], nj: int, overwrite: bool
+) -> None:
+    """Enhance every N-th utterance. Each finished one is noted at once, so that a killed run loses none."""
+    index, count = shard
+    target = _shard_file(out_dir, index, count)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # a shard that fails must not leave an older one to be collected
+    for scp in SCPS:
+        (out_dir / scp).unlink(missing_ok=True)  # they stand for a complete set
+    mark = fingerprint(options)
+    for journal in _journals(out_dir, "*"):
+        if journal.name.split(".")[1] != mark:  # its audio is about to be replaced
+            journal.unlink(missing_ok=True)
+    chosen = sorted(table)[index - 1 :: count]
+    known = {} if overwrite else read_done(out_dir, mark)
+    records = {utt: known[utt] for utt in chosen if utt in known and _is_unchanged(known[utt], table[utt])}
+    tasks = [(utt, table[utt], str(_wav(out_dir, utt))) for utt in chosen if utt not in records]
+    if records:
+        print(f"{len(records)} of {len(chosen)} utterances were enhanced before", flush=True)
+    journal = target.parent / f"journal.{mark}.{index}-of-{count}.jsonl"
+    with open(journal, "a", encoding="utf-8") as file:
+        for record in progress(enhance_all(tasks, options, nj), len(tasks), desc="enhancing"):
+            # the line break comes first, in case a killed run left half a line
+            file.write("\n" + json.dumps(record))
+            file.flush()
+            records[record["utt"]] = record
+    summary = {"fingerprint": mark, **summarise(list(records.values())), "records": list(records.values())}
+    write_text(target, json.dumps(summary, indent=1) + "\n")
+
+
+def summarise(records: Sequence[Record]) -> Dict[str, Any]:
+    """Totals over utterances; the real-time factor is computing time over length, without reading and writing."""
+    seconds = math.fsum(record["seconds"] for record in records)
+    compute_seconds = math.fsum(record["compute_seconds"] for record in records)
+    return {
+        "utterances": len(records),
+        "seconds": seconds,
+        "compute_seconds": compute_seconds,
+        "real_time_factor": compute_seconds / seconds if seconds else None,
+        "clipped_samples": sum(record["clipped"] for record in records),
+        "clipped_utterances": sum(record["clipped"] > 0 for record in records),
+    }
+
+
+def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[str, Any]:
+    """Check that the shards cover the set, and write spk1.scp, wav.scp, enhance.json and complexity.json.
+
+    Raises:
+        UserError: shards or utterances are missing, or were made by different models.
+    """
+    files = [_shard_file(out_dir, index, count) for index in range(1, count + 1)]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{len(absent)} of {count} shards are not there: {', '.join(absent[:5])}; run them again")
+    shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    mark = fingerprint(options)
+    other = [str(file) for file, shard in zip(files, shards, strict=True) if shard["fingerprint"] != mark]
+    if other:
+        raise UserError(f"made by another model or with other options: {', '.join(other[:5])}; run those shards again")
+    records = [record for shard in shards for record in shard["records"]]
+    names = sorted(record["utt"] for record in records)
+    if names != sorted(table):
+        wrong = sorted(set(names) ^ set(table)) or sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{out_dir}/shards do not hold each utterance once ({describe(wrong)}); run all shards again")
+    lost = [utt for utt in names if not _wav(out_dir, utt).is_file()]
+    if lost:
+        raise UserError(f"{out_dir}/wav lacks {describe(lost)}; run the shards again")
+    result = {
+        **summarise(records),
+        "model": options.model,
+        "fingerprint": mark,
+        "device": _device_name(options.device),
+        "num_threads": options.num_threads,
+        "max_window_seconds": options.max_window_seconds,
+    }
+    write_text(out_dir / "enhance.json", json.dumps(result, indent=2) + "\n")
+    write_complexity_beside(options, out_dir)
+    for scp in SCPS:
+        write_table(out_dir / scp, {utt: _wav(out_dir, utt) for utt in names})
+    return result
+
+
+def write_complexity_beside(options: Options, out_dir: Path) -> None:
+    """Write complexity.json into the folder that ``out_dir`` is in.
+
+    That is the experiment's where the pipeline enhances; a model from elsewhere is read and never written to.
+    """
+    from i2srf_kd.enhancer import write_complexity
+
+    write_complexity(options.model, Path(os.path.abspath(out_dir)).parent)
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return device
+
+
+def _print_summary(result: Dict[str, Any], out_dir: Path) -> None:
+    print(f"{result['utterances']} utterances, {result['seconds'] / 60:.1f} min: {out_dir}")
+    print(f"real-time factor {result['real_time_factor']:.4f} ({result['device']}, {result['num_threads']} threads)")
+    if result["clipped_samples"]:
+        print(f"{result['clipped_samples']} samples in {result['clipped_utterances']} utterances were clipped")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data_dir", metavar="DATA_DIR")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
+    parser.add_argument("--shard", metavar="i/N", help="enhance only part i of N")
+    parser.add_argument("--collect", metavar="N", type=int, help="merge N shards that were enhanced before")
+    parser.add_argument("--nj", metavar="K", type=int, default=1, help="local processes (default: 1)")
+    parser.add_argument("--model_file", help="weights in an experiment folder (default: average of the best epochs)")
+    parser.add_argument(
+        "--max_window_seconds", type=float, default=30.0, help="longer utterances are cut into windows (default: 30)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="enhance again what was enhanced before")
+    parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_args(argv)
+    for option in ("nj", "collect", "num_threads"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise UserError(f"--{option} {getattr(args, option)}: must be at least 1")
+    if args.shard and args.collect:
+        raise UserError("--shard and --collect are two separate calls: first all shards, then --collect")
+    if not args.max_window_seconds > 0:
+        raise UserError(f"--max_window_seconds {args.max_window_seconds}: must be positive")
+    shard = parse_shard(args.shard) if args.shard else (1, 1)
+    table = read_mixtures(args.data_dir)
+    options = Options(args.model, args.model_file, args.device, args.max_window_seconds, args.num_threads)
+
+    from i2srf_kd.enhancer import check_device
+
+    check_device(args.device)
+    if not args.collect:
+        enhance_shard(table, options, args.out_dir, shard, args.nj, args.overwrite)
+        if args.shard:
+            return 0
+    _print_summary(collect(table, options, args.out_dir, args.collect or 1), args.out_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""Export a trained DPDCRN as a folder that works without ESPnet, teacher and distillation.
+
+    python -m i2srf_kd.bin.export exp/student -o exp/student/export --training_data "VoiceBank-DEMAND, CC BY 4.0"
+
+The folder holds the weights, their configuration, a model card and, where onnx and onnxruntime are installed,
+model.onnx. An older export in the same folder is replaced. Also writes complexity.json into the experiment.
+"""
+
+import argparse
+from typing import Optional, Sequence
+
+from i2srf_kd.errors import UserError, run_command
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("experiment", metavar="EXP", help="experiment folder, or a file of weights in one")
+    parser.add_argument("-o", "--out_dir", metavar="DIR", required=True, help="folder to be written")
+    parser.add_argument("--model_file", help="weights in EXP (default: average by the first best_model_criterion)")
+    parser.add_argument(
+        "--onnx",
+        choices=("true", "false", "auto"),
+        default="auto",
+        help="write model.onnx (default: auto, when onnx and onnxruntime are installed)",
+    )
+    parser.add_argument("--training_data", default="not stated", help="line for the model card")
+    parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_args(argv)
+    from i2srf_kd.experiment import split_model_path
+    from i2srf_kd.export.bundle import export_bundle, is_bundle
+    from i2srf_kd.export.onnx import missing_packages
+    from i2srf_kd.files import write_text
+
+    folder, name = split_model_path(args.experiment)
+    if is_bundle(folder):
+        raise UserError(f"{folder} is an exported model already: give the experiment it came from")
+    weights = args.model_file or name
+    missing = missing_packages()
+    onnx = args.onnx == "true" or (args.onnx == "auto" and not missing)
+    report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence)
+    write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))
+    cost = report.complexity
+    print(f"{report.weights} -> {report.path}")
+    print(
+        f"{cost.parameters:,} parameters, {cost.gmacs_per_second:.2f} GMAC/s without the GRUs, "
+        f"{cost.gmacs_per_second_with_recurrent:.2f} GMAC/s with them"
+    )
+    if report.onnx_error is not None:
+        print(f"model.onnx differs from PyTorch by at most {report.onnx_error:.1e} of the peak")
+    else:
+        print("no model.onnx" + (f": {' and '.join(missing)} not installed" if args.onnx == "auto" else ""))
+    print(f"sha256 of the weights: {report.sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

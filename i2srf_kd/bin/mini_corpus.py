@@ -1,0 +1,43 @@
+"""Write the small synthetic corpus in VoiceBank-DEMAND's layout.
+
+    python -m i2srf_kd.bin.mini_corpus OUT_DIR [--fs 16000] [--seed 0] [--train_utts 168]
+
+Needs the package espeakng-loader. A complete corpus made with the same options is kept.
+"""
+
+import argparse
+from typing import Optional, Sequence
+
+from i2srf_kd.data.synthesis import MiniCorpusOptions, generate_mini_corpus
+from i2srf_kd.errors import run_command
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    defaults = MiniCorpusOptions()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the corpus, new or made by this command")
+    parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random choices (default: %(default)s)")
+    for part, speakers in (("train", 8), ("valid", 2), ("test", 2)):
+        parser.add_argument(
+            f"--{part}_utts",
+            type=int,
+            default=getattr(defaults, f"{part}_utts"),
+            help=f"utterances for {part}, over {speakers} speakers (default: %(default)s)",
+        )
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = vars(get_parser().parse_args(argv))
+    folder = generate_mini_corpus(args.pop("out_dir"), MiniCorpusOptions(**args))
+    print(f"mini corpus: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

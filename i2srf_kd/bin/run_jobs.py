@@ -1,0 +1,68 @@
+"""Run a command, or one per index of a range, with a log each.
+
+    python -m i2srf_kd.bin.run_jobs --max_jobs 2 --name format JOB=1:4 logs/format.JOB.log COMMAND --shard JOB/4
+
+Exit code 0 when all succeeded, else that of the first that failed; 75 means "saved, run the same command again".
+"""
+
+import argparse
+import sys
+from typing import List, Optional, Sequence
+
+from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.jobs import BACKENDS, JobArray, Resources, get_backend
+from i2srf_kd.jobs.array import final_code, parse_range
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="run_jobs [options] [JOB=FIRST:LAST] LOG COMMAND [ARGUMENT ...]",
+    )
+    parser.add_argument("--backend", default="local", help=f"one of: {', '.join(sorted(BACKENDS))} (default: local)")
+    parser.add_argument("--max_jobs", type=int, help="run at most so many at a time (default: CPUs / num_threads)")
+    parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of one job (default: 1)")
+    parser.add_argument("--gpu", type=int, default=0, help="GPUs of one job (default: 0)")
+    parser.add_argument("--mem", help="memory of one job such as 4G, for backends that reserve it")
+    parser.add_argument("--time", help="longest run such as 1:00:00, for backends that reserve it")
+    parser.add_argument("--name", default="job", help="what to call it on the terminal")
+    parser.add_argument("--fail_fast", action="store_true", help="stop the other jobs when one fails")
+    parser.add_argument("--follow", action="store_true", help="show the log of a single command while it grows")
+    parser.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="[JOB=FIRST:LAST] LOG COMMAND ...",
+        help="JOB in the log path and in the command stands for the index",
+    )
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``; the exit code says how the jobs ended."""
+    args = get_parser().parse_args(argv)
+    words: List[str] = args.words
+    indices = parse_range(words.pop(0)) if words and words[0].startswith("JOB=") else None
+    if not words:
+        raise UserError("nothing to run: give LOG and COMMAND, see --help")
+    array = JobArray(
+        command=words[1:],
+        log=words[0],
+        indices=indices,
+        name=args.name,
+        max_jobs=args.max_jobs,
+        fail_fast=args.fail_fast,
+        follow=args.follow,
+        resources=Resources(args.num_threads, args.gpu, args.mem, args.time),
+    )
+    results = get_backend(args.backend)(array)
+    failed = [array.title_of(result.index) for result in results if result.code != 0]
+    if len(failed) > 1:
+        print(f"error: {len(failed)} of {len(results)} did not finish: {', '.join(failed)}", file=sys.stderr)
+    return final_code(results)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,221 @@
+"""Score enhanced speech against clean references.
+
+    python -m i2srf_kd.bin.score dump/raw/test exp/x/enhanced_test/wav.scp exp/x/scored_test --nj 4
+
+REF_DATA_DIR is a Kaldi-style folder with the clean speech in spk1.scp. Any scp with the same utterances can be scored;
+its own wav.scp gives the row of the unprocessed mixtures. Writes scores.csv (one line per utterance) and summary.json
+(mean and bootstrap interval per metric) in OUT_DIR. For a job array, run it with --shard i/N for i = 1..N and then
+once with --collect N.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from i2srf_kd.audio.io import read_audio
+from i2srf_kd.data.kaldi_dir import describe, parse_shard, read_audio_table
+from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.metrics import dnsmos
+from i2srf_kd.metrics.utterance import DEFAULT, align_lengths, score_utterance
+from i2srf_kd.progress import progress
+from i2srf_kd.reports.scores import read_csv, summarise, write_csv
+
+
+class Pair(NamedTuple):
+    """One utterance to score."""
+
+    utt: str
+    reference: str
+    estimate: str
+
+
+class Options(NamedTuple):
+    """How utterances are scored; goes to the worker processes."""
+
+    metrics: Tuple[str, ...]
+    ref_channel: int
+    zero_mean: bool
+    dnsmos_model: Optional[str]
+
+    @property
+    def columns(self) -> Tuple[str, ...]:
+        """Names of the scores in the order they are written."""
+        return self.metrics + (dnsmos.METRICS if self.dnsmos_model else ())
+
+
+def read_pairs(ref_data_dir: PathLike, enhanced_scp: PathLike) -> List[Pair]:
+    """Pair references and estimates, sorted by utterance; both must hold the same utterances."""
+    reference_scp = Path(ref_data_dir) / "spk1.scp"
+    references, estimates = read_audio_table(reference_scp), read_audio_table(enhanced_scp)
+    missing, extra = references.keys() - estimates.keys(), estimates.keys() - references.keys()
+    if missing:
+        raise UserError(f"{enhanced_scp}: lacks {len(missing)} of {reference_scp}: {describe(sorted(missing))}")
+    if extra:
+        raise UserError(f"{enhanced_scp}: has {len(extra)} that are not in {reference_scp}: {describe(sorted(extra))}")
+    return [Pair(utt, references[utt], estimates[utt]) for utt in sorted(references)]
+
+
+def _read_channel(utt: str, path: str, channel: int) -> Tuple[np.ndarray, int]:
+    """Read one channel; a file with a single channel is taken as it is."""
+    try:
+        wave, fs = read_audio(path)
+    except UserError as error:
+        raise UserError(f"utterance {utt}: {error}") from error
+    if wave.ndim == 1:
+        return wave, fs
+    if channel >= wave.shape[1]:
+        raise UserError(f"utterance {utt}: {path} has {wave.shape[1]} channels, so --ref_channel {channel} is too high")
+    return wave[:, channel], fs
+
+
+def score_pair(pair: Pair, options: Options) -> Dict[str, Any]:
+    """Score one utterance: its name, its seconds and its metrics."""
+    reference, fs = _read_channel(pair.utt, pair.reference, options.ref_channel)
+    estimate, estimate_fs = _read_channel(pair.utt, pair.estimate, options.ref_channel)
+    if fs != estimate_fs:
+        raise UserError(
+            f"utterance {pair.utt}: {pair.reference} has {fs} Hz but {pair.estimate} has {estimate_fs} Hz; "
+            "resample one of them"
+        )
+    try:
+        scores = score_utterance(reference, estimate, fs, options.metrics, options.zero_mean)
+        if options.dnsmos_model:
+            scores.update(_dnsmos(options.dnsmos_model)(align_lengths(reference, estimate, fs)[1], fs))
+    except ValueError as error:
+        raise UserError(f"utterance {pair.utt}: {error} ({pair.estimate})") from error
+    return {"utt": pair.utt, "seconds": len(reference) / fs, **scores}
+
+
+_dnsmos_models: Dict[str, dnsmos.DNSMOS] = {}
+
+
+def _dnsmos(path: str) -> dnsmos.DNSMOS:
+    """Load the model once per process."""
+    if path not in _dnsmos_models:
+        _dnsmos_models[path] = dnsmos.DNSMOS(path)
+    return _dnsmos_models[path]
+
+
+def score_pairs(pairs: Sequence[Pair], options: Options, nj: int = 1) -> Iterator[Dict[str, Any]]:
+    """Score utterances in ``nj`` processes; results come in the order of ``pairs``."""
+    score = partial(score_pair, options=options)
+    if nj == 1 or len(pairs) < 2:
+        yield from map(score, pairs)
+        return
+    # Workers are started afresh, not forked: the numerical libraries' threads do not survive a fork.
+    pool = ProcessPoolExecutor(min(nj, len(pairs)), mp_context=get_context("spawn"))
+    try:
+        yield from pool.map(score, pairs, chunksize=max(1, min(8, len(pairs) // (4 * nj))))
+    except BrokenProcessPool as error:
+        raise UserError(f"--nj {nj}: a scoring process died, perhaps for lack of memory; use fewer") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shard_file(out_dir: Path, index: int, count: int) -> Path:
+    return out_dir / "shards" / f"{index}-of-{count}.csv"
+
+
+def score_shard(pairs: Sequence[Pair], options: Options, out_dir: Path, shard: Tuple[int, int], nj: int) -> None:
+    """Score every N-th utterance and write one file."""
+    index, count = shard
+    target = _shard_file(out_dir, index, count)
+    target.unlink(missing_ok=True)  # a shard that fails must not leave an older one to be collected
+    chosen = pairs[index - 1 :: count]
+    rows = list(progress(score_pairs(chosen, options, nj), len(chosen), desc="scoring"))
+    write_csv(target, rows, options.columns)
+
+
+def collect(pairs: Sequence[Pair], options: Options, out_dir: Path, count: int) -> Dict[str, Any]:
+    """Merge ``count`` shards, check that they cover the set once, and write scores.csv and summary.json."""
+    files = [_shard_file(out_dir, index, count) for index in range(1, count + 1)]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{len(absent)} of {count} shards are not there, such as {absent[0]}; run them again")
+    rows = sorted((row for file in files for row in read_csv(file)), key=lambda row: row["utt"])
+    names = [row["utt"] for row in rows]
+    if names != [pair.utt for pair in pairs]:
+        unpaired = set(names) ^ {pair.utt for pair in pairs}
+        wrong = unpaired or {name for name in names if names.count(name) > 1}
+        raise UserError(
+            f"{out_dir}/shards: do not hold each utterance once ({describe(sorted(wrong))}); score all shards again"
+        )
+    for row in rows:
+        if set(row) != {"utt", "seconds", *options.columns}:
+            raise UserError(
+                f"{out_dir}/shards: utterance {row['utt']} was scored with other metrics; give --collect the same "
+                "options as --shard, or score again"
+            )
+    write_csv(out_dir / "scores.csv", rows, options.columns)
+    summary = summarise(rows, options.columns)
+    summary.update(si_sdr_zero_mean=options.zero_mean, ref_channel=options.ref_channel)
+    write_text(out_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def _print_summary(summary: Dict[str, Any]) -> None:
+    print(f"{summary['utterances']} utterances, {summary['seconds'] / 60:.1f} min")
+    for name, value in summary["metrics"].items():
+        undefined = f", undefined for {value['n_nan']}" if value["n_nan"] else ""
+        if value["mean"] is None:
+            print(f"  {name:<12} undefined for all")
+        else:
+            print(f"  {name:<12} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]{undefined}")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("ref_data_dir", metavar="REF_DATA_DIR", help="folder with spk1.scp (clean speech)")
+    parser.add_argument("enhanced_scp", metavar="ENHANCED_SCP", help="scp of the speech to be scored")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
+    parser.add_argument("--shard", metavar="i/N", help="score only part i of N")
+    parser.add_argument("--collect", metavar="N", type=int, help="merge N shards that were scored before")
+    parser.add_argument("--nj", metavar="K", type=int, default=1, help="local processes (default: 1)")
+    parser.add_argument("--metrics", nargs="+", choices=DEFAULT, default=list(DEFAULT), help="default: all")
+    parser.add_argument("--ref_channel", type=int, default=0, help="channel of multi-channel files (default: 0)")
+    parser.add_argument(
+        "--zero_mean", choices=("true", "false"), default="false", help="remove the mean before SI-SDR (default: false)"
+    )
+    parser.add_argument("--dnsmos_model", help="sig_bak_ovr.onnx of DNSMOS P.835, to add its three scores")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_args(argv)
+    for option in ("nj", "collect"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise UserError(f"--{option} {getattr(args, option)}: must be at least 1")
+    if args.ref_channel < 0:
+        raise UserError(f"--ref_channel {args.ref_channel}: channels are counted from 0")
+    if args.shard and args.collect:
+        raise UserError("--shard and --collect are two separate calls: first all shards, then --collect")
+    options = Options(tuple(args.metrics), args.ref_channel, args.zero_mean == "true", args.dnsmos_model)
+    pairs = read_pairs(args.ref_data_dir, args.enhanced_scp)
+    if not args.collect:
+        if options.dnsmos_model:
+            _dnsmos(options.dnsmos_model)  # a wrong file is reported before any work
+        # One thread per process: the measures are small and the processes share the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        shard = parse_shard(args.shard) if args.shard else (1, 1)
+        score_shard(pairs, options, args.out_dir, shard, args.nj)
+        if args.shard:
+            return 0
+    _print_summary(collect(pairs, options, args.out_dir, args.collect or 1))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

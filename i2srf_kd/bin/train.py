@@ -1,0 +1,25 @@
+"""Train a teacher, a student, or a student that learns from a teacher.
+
+    python -m i2srf_kd.bin.train --config conf/train_student.yaml --output_dir exp/student ...
+
+Options are those of ESPnet's enhancement task plus the groups for distillation and training listed by ``--help``.
+Exit codes: 0 finished; 2 bad input; 75 saved on a signal, the same command goes on.
+"""
+
+import sys
+from typing import Optional, Sequence
+
+from i2srf_kd.errors import run_command
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the training task."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    from i2srf_kd.espnet.task import main as run_task
+
+    run_task(argv)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

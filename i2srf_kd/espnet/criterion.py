@@ -1,0 +1,88 @@
+"""Training criteria as ESPnet knows them: the task loss, and distillation with its wrapper."""
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from espnet2.enh.loss.criterions.abs_loss import AbsEnhLoss
+from espnet2.enh.loss.criterions.tf_domain import FrequencyDomainLoss
+from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
+from espnet2.enh.loss.wrappers.abs_wrapper import AbsLossWrapper
+from torch import Tensor
+
+from i2srf_kd.distill.distiller import Distiller
+from i2srf_kd.distill.method import Layout, Side
+from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
+
+# Where the model leaves both networks' sides for the wrapper.
+STUDENT_KEY, TEACHER_KEY = "distill_student", "distill_teacher"
+
+
+class CompressedSpectrumCriterion(FrequencyDomainLoss):
+    """Power-law compressed spectral loss on the enhanced waveform's spectrum.
+
+        criterions:
+          - {name: compressed_spectrum, conf: {power: 0.3}, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}
+    """
+
+    def __init__(
+        self,
+        power: float = 0.3,
+        complex_share: float = 0.3,
+        floor: float = 1e-10,
+        name: Optional[str] = None,
+        only_for_test: bool = False,
+    ):
+        super().__init__(name or "compressed_spectrum", only_for_test=only_for_test)
+        self.power = power
+        self.complex_share = complex_share
+        self.floor = floor
+
+    @property
+    def compute_on_mask(self) -> bool:
+        return False
+
+    @property
+    def mask_type(self) -> Optional[str]:
+        return None
+
+    def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
+        """Complex spectra ``(B, T, F)`` to ``(B,)``."""
+        return compressed_spectrum_loss(inf, ref, self.power, self.complex_share, self.floor)
+
+
+class DistillCriterion(TimeDomainLoss):
+    """Distillation as a criterion: it reads what the model left in ``others``, not the signals.
+
+    It is a time-domain loss in name only, because ESPnet hands criteria of other kinds nothing.
+
+    Args:
+        config: the ``distill`` section (see :mod:`i2srf_kd.distill.distiller`).
+        student, teacher: layouts of the two networks.
+    """
+
+    def __init__(self, config: Mapping[str, Any], student: Layout, teacher: Layout, name: str = "kd"):
+        super().__init__(name)
+        self.distiller = Distiller(config, student, teacher)
+
+    def forward(  # type: ignore[override]
+        self, ref: Optional[Tensor], inf: Mapping[str, Side]
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Loss and its terms from both sides and the clean waveform."""
+        return self.distiller(inf[STUDENT_KEY], inf[TEACHER_KEY], ref)
+
+
+class DistillWrapper(AbsLossWrapper):
+    """Hands the features in ``others`` to the distillation criterion and logs each of its terms."""
+
+    def __init__(self, criterion: AbsEnhLoss, weight: float = 1.0):
+        super().__init__()
+        if not isinstance(criterion, DistillCriterion):
+            raise TypeError("distill_wrapper wraps the distill criterion alone")
+        self.criterion = criterion
+        self.weight = weight
+
+    def forward(self, ref: List[Tensor], inf: List[Tensor], others: Optional[Dict] = None) -> Tuple[Tensor, Dict, Dict]:
+        loss, terms = self.criterion(ref[0], others or {})
+        stats = {f"{self.criterion.name}_{name}": value for name, value in terms.items()}
+        stats[self.criterion.name] = loss.detach()
+        return loss, stats, {}
+

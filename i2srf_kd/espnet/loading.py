@@ -1,0 +1,106 @@
+"""Loading trained ESPnet enhancement models, with every key accounted for.
+
+ESPnet's own loader is not strict: a checkpoint whose every key was renamed loads without a word. Here a key that is
+missing or left over is an error.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any, Tuple, Union
+
+import yaml
+from espnet2.enh.espnet_model import ESPnetEnhancementModel
+from espnet2.tasks.enh import EnhancementTask
+from torch import Tensor, nn
+
+from i2srf_kd.checkpoint import check_key_coverage, load_weights
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.inference import enhance_waveform
+from i2srf_kd.espnet.registry import register_all
+from i2srf_kd.experiment import DEFAULT_FS, Experiment
+
+PathLike = Union[str, Path]
+# Keys of a distilled student that inference does not need.
+TRAINING_ONLY_PREFIXES = ("distillation.",)
+
+# What ESPnet writes when nobody gave a rate; it says nothing, since its training does not use it.
+ESPNET_DEFAULT_RATE = 8000
+
+register_all()
+
+
+def read_config(path: PathLike) -> argparse.Namespace:
+    """Options of an ESPnet ``config.yaml``; UserError when absent or not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the config.yaml that training wrote")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(options, dict) or "separator" not in options:
+        raise UserError(f"{path} is no configuration of an ESPnet enhancement model: it names no separator")
+    return argparse.Namespace(**options)
+
+
+def build_without_criteria(args: argparse.Namespace) -> ESPnetEnhancementModel:
+    """The plain enhancement model that the options describe, without losses, teacher or initial weights."""
+    options = dict(vars(args), criterions=None, init=None)
+    try:
+        return EnhancementTask.build_model(argparse.Namespace(**options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot build separator {args.separator!r}: {error}") from None
+
+
+def load_espnet_model(config: PathLike, checkpoint: PathLike) -> Tuple[ESPnetEnhancementModel, argparse.Namespace]:
+    """Build the model of a configuration and load a checkpoint that covers all of it.
+
+    Raises:
+        UserError: when a file is absent, unreadable, or belongs to another network.
+    """
+    args = read_config(config)
+    model = build_without_criteria(args)
+    state = load_weights(checkpoint)
+    try:
+        check_key_coverage(model.state_dict().keys(), state.keys(), allow_prefixes=TRAINING_ONLY_PREFIXES)
+        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(TRAINING_ONLY_PREFIXES)})
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{checkpoint} does not fit the network of {config}: {error}") from None
+    return model.eval(), args
+
+
+class ESPnetWindowEnhancer(nn.Module):
+    """Any ESPnet enhancement model as a function from waveform to waveform.
+
+    Attributes:
+        fs: sampling rate in Hz it was trained at.
+        num_mics: microphones it expects.
+    """
+
+    def __init__(self, model: ESPnetEnhancementModel, fs: int):
+        super().__init__()
+        self.model = model
+        self.fs = fs
+        self.num_mics = int(getattr(model.separator, "num_mics", 1))
+
+    def enhance_window(self, speech: Tensor) -> Tensor:
+        """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""
+        return enhance_waveform(self.model, speech)
+
+
+def load_enhancer_from_experiment(path: PathLike, device: str = "cpu") -> ESPnetWindowEnhancer:
+    """Load the model of an experiment folder, or of a weights file inside one, whatever its separator."""
+    path = Path(path)
+    folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
+    model, args = load_espnet_model(folder / "config.yaml", Experiment(folder).weights(name))
+    return ESPnetWindowEnhancer(model, sample_rate(args)).to(device).eval()
+
+
+def sample_rate(args: Any) -> int:
+    """Sampling rate in Hz of an ESPnet configuration."""
+    stated = (getattr(args, "encoder_conf", None) or {}).get("default_fs") or getattr(args, "sample_rate", None)
+    if stated in (None, ESPNET_DEFAULT_RATE):
+        logging.warning(f"the configuration does not tell the sampling rate; {DEFAULT_FS} Hz is assumed")
+        return DEFAULT_FS
+    return int(stated)

@@ -1,0 +1,43 @@
+"""Adds this project's classes to ESPnet's choices, without editing ESPnet.
+
+ESPnet's choices hold a plain dictionary; adding to it skips ESPnet's own type check, so it is done here. The module
+that defines a Task calls :func:`register_all` at import: spawned workers import it again and find the same choices.
+"""
+
+from typing import Dict
+
+from espnet2.tasks.enh import criterion_choices, loss_wrapper_choices, separator_choices
+from espnet2.train.class_choices import ClassChoices
+
+from i2srf_kd.espnet.criterion import CompressedSpectrumCriterion, DistillCriterion, DistillWrapper
+from i2srf_kd.espnet.separator import DPDCRNSeparator
+
+_ENTRIES: Dict[str, tuple] = {
+    "dpdcrn": (separator_choices, DPDCRNSeparator),
+    "compressed_spectrum": (criterion_choices, CompressedSpectrumCriterion),
+    "distill": (criterion_choices, DistillCriterion),
+    "distill_wrapper": (loss_wrapper_choices, DistillWrapper),
+}
+
+
+def register(choices: ClassChoices, name: str, cls: type) -> None:
+    """Make ``cls`` selectable by ``name``; registering the same class again changes nothing.
+
+    Raises:
+        TypeError: when the class is not of the kind that the option takes.
+        ValueError: when the name is not lower case or belongs to another class.
+    """
+    if not issubclass(cls, choices.base_type):
+        raise TypeError(f"{cls.__name__} is no {choices.base_type.__name__}: it cannot be a {choices.name}")
+    if name != name.lower():
+        raise ValueError(f"ESPnet lowers option values: register {name!r} in lower case")
+    present = choices.classes.get(name, cls)
+    if present is not cls:
+        raise ValueError(f"{choices.name} {name!r} is already {present.__module__}.{present.__name__}")
+    choices.classes[name] = cls
+
+
+def register_all() -> None:
+    """Register every class of this project."""
+    for name, (choices, cls) in _ENTRIES.items():
+        register(choices, name, cls)

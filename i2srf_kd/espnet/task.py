@@ -1,0 +1,302 @@
+"""The training task: ESPnet's enhancement task with distillation and this project's training engine."""
+
+import argparse
+import copy
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+import torch
+import yaml
+from espnet2.enh.espnet_model import ESPnetEnhancementModel
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.schedulers.abs_scheduler import AbsScheduler
+from espnet2.tasks.abs_task import scheduler_classes
+from espnet2.tasks.enh import (
+    EnhancementTask,
+    criterion_choices,
+    decoder_choices,
+    encoder_choices,
+    loss_wrapper_choices,
+    separator_choices,
+)
+from espnet2.torch_utils.initialize import initialize
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str_or_none
+
+from i2srf_kd.checkpoint import check_key_coverage, load_weights
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
+from i2srf_kd.espnet.loading import ESPNET_DEFAULT_RATE
+from i2srf_kd.espnet.model import DistillEnhancementModel
+from i2srf_kd.espnet.registry import register_all
+from i2srf_kd.espnet.run_guard import guard_experiment, is_first_process
+from i2srf_kd.espnet.teacher import load_teacher
+from i2srf_kd.espnet.trainer import DistillTrainer
+from i2srf_kd.experiment import Experiment
+
+register_all()
+
+
+class DistillEnhancementTask(EnhancementTask):
+    """Trains an enhancement model, with a teacher if the options have a ``distill`` section.
+
+    Teacher and undistilled student are trained by the same task without that section.
+    """
+
+    trainer = DistillTrainer
+    check_sample_rate = True
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_task_arguments(parser)
+        group = parser.add_argument_group(description="Distillation related")
+        group.add_argument(
+            "--distill",
+            action=NestedDictAction,
+            default={},
+            help="method, method_conf, weight, kd_only_steps, ramp_steps, student_taps, teacher_taps",
+        )
+        group.add_argument(
+            "--distill_config", type=str_or_none, default=None, help="YAML file with the content of --distill"
+        )
+        group.add_argument(
+            "--teacher_exp", type=str_or_none, default=None, help="Experiment folder of the trained teacher"
+        )
+        group.add_argument("--teacher_config", type=str_or_none, default=None, help="The teacher's config.yaml")
+        group.add_argument("--teacher_model_file", type=str_or_none, default=None, help="The teacher's checkpoint")
+        for name, what in (("teacher_digest", "teacher's weights"), ("data_digest", "lists of training data")):
+            group.add_argument(
+                f"--{name}", type=str_or_none, default=None, help=f"Set by the program: fingerprint of the {what}"
+            )
+        add_chunk_arguments(parser)
+        # Chunks of equal length, no attention plots, tensorboard beside the metrics in JSON lines.
+        parser.set_defaults(
+            iterator_type="task",
+            sample_rate=16000,
+            num_att_plot=0,
+            use_matplotlib=False,
+            encoder="stft",
+            decoder="stft",
+        )
+
+    @classmethod
+    def resolve_distillation(cls, args: argparse.Namespace) -> None:
+        """Bring the distillation's options into ``args.distill`` and the teacher's two files, in place.
+
+        After it, the configuration that training writes is complete in itself.
+
+        Raises:
+            UserError: when a file is absent or the options contradict each other.
+        """
+        if args.distill_config:
+            args.distill = {**_read_distill_config(args.distill_config), **(args.distill or {})}
+            args.distill_config = None
+        given = [name for name in ("teacher_exp", "teacher_config", "teacher_model_file") if getattr(args, name)]
+        if not args.distill:
+            if given:
+                raise UserError(f"--{given[0]} without --distill_config or --distill: say how the teacher shall teach")
+            return
+        try:
+            weight = float(args.distill.get("weight", 1.0))
+        except (TypeError, ValueError):
+            raise UserError(f"distill: weight must be a number, not {args.distill['weight']!r}") from None
+        if weight == 0:
+            # Its parameters would take part in no loss, which DDP refuses.
+            args.distill, args.teacher_exp, args.teacher_config, args.teacher_model_file = {}, None, None, None
+            return
+        if args.teacher_exp:
+            experiment = Experiment(args.teacher_exp)
+            args.teacher_config = str(Path(args.teacher_exp) / "config.yaml")
+            args.teacher_model_file = str(args.teacher_model_file or experiment.weights())
+            args.teacher_exp = None
+        if not (args.teacher_config and args.teacher_model_file):
+            raise UserError("distillation needs a teacher: give --teacher_exp, or --teacher_config and its checkpoint")
+        args.teacher_digest = digest([args.teacher_model_file])
+
+    @classmethod
+    def main(cls, args: Optional[argparse.Namespace] = None, cmd: Optional[Sequence[str]] = None) -> None:
+        """Parse options and train; with several GPUs, start a process for each and pass signals on to them."""
+        if args is None:
+            try:
+                args = cls.get_parser().parse_args(cmd)
+            except yaml.YAMLError as error:
+                raise UserError(f"--config is no valid YAML: {error}") from None
+        try:
+            with _signals_passed_on(multiprocessing.active_children if getattr(args, "ngpu", 0) > 1 else None):
+                super().main(args)
+        except torch.multiprocessing.ProcessExitedException as error:
+            sys.exit(error.exit_code)
+
+    @classmethod
+    def main_worker(cls, args: argparse.Namespace) -> None:
+        try:
+            _check_gpus(args)
+            cls.resolve_distillation(args)
+            if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
+                raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
+            args.data_digest = digest([*args.train_shape_file, *args.valid_shape_file])
+            # ESPnet rewrites config.yaml before it looks at a checkpoint: compare first.
+            guard_experiment(args, args.output_dir, rank0=is_first_process(args))
+            super().main_worker(args)
+        except UserError as error:
+            if multiprocessing.parent_process() is None:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # a process per GPU: its parent sees the exit code alone
+            sys.exit(2)
+
+    @classmethod
+    def build_optimizers(cls, args: argparse.Namespace, model: torch.nn.Module) -> List[torch.optim.Optimizer]:
+        try:
+            optimizers = super().build_optimizers(args, model)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--optim {args.optim}, --optim_conf {args.optim_conf}: {error}") from None
+        _try_scheduler(args)
+        return optimizers
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
+        try:
+            model = cls._build_student(args)
+        except (TypeError, ValueError, AttributeError, AssertionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"cannot build the model: {error}") from None
+        if not args.ignore_init_mismatch:
+            for path in args.init_param:
+                if ":" not in path:  # a part of a checkpoint may be asked for: then nobody expects all keys
+                    check_key_coverage(model.state_dict().keys(), load_weights(path).keys(), source=path)
+        return model
+
+    @classmethod
+    def _build_student(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
+        if args.separator.endswith("nomask"):
+            raise UserError(f"separator {args.separator}: models with a mask module of their own are not supported")
+        if not args.criterions:
+            raise UserError("criterions is empty: name at least one training loss")
+        encoder = encoder_choices.get_class(args.encoder)(**args.encoder_conf)
+        separator = separator_choices.get_class(args.separator)(encoder.output_dim, **args.separator_conf)
+        decoder = decoder_choices.get_class(args.decoder)(**args.decoder_conf)
+        plain = ESPnetEnhancementModel(
+            encoder=encoder,
+            separator=separator,
+            decoder=decoder,
+            mask_module=None,
+            loss_wrappers=[_build_wrapper(options) for options in args.criterions],
+            **copy.deepcopy(args.model_conf),
+        )
+        if args.init is not None:
+            initialize(plain, args.init)
+        if not args.distill:
+            return plain
+        # The student's first weights are drawn by now: they do not depend on whether and how it is distilled.
+        teacher, teacher_args = load_teacher(
+            Path(args.teacher_config), Path(args.teacher_model_file), args.distill.get("teacher_taps")
+        )
+        _check_rates(args, teacher_args)
+        return DistillEnhancementModel(
+            teacher,
+            args.distill,
+            encoder=encoder,
+            separator=separator,
+            decoder=decoder,
+            mask_module=None,
+            loss_wrappers=plain.loss_wrappers,
+            **copy.deepcopy(args.model_conf),
+        )
+
+    @classmethod
+    def build_task_iter_factory(cls, args: argparse.Namespace, iter_options: Any, mode: str) -> AbsIterFactory:
+        return build_chunk_iter_factory(args, iter_options, mode, cls)
+
+
+def _build_wrapper(options: Dict[str, Any]) -> torch.nn.Module:
+    unknown = sorted(set(options) - {"name", "conf", "wrapper", "wrapper_conf"})
+    if unknown or "name" not in options:
+        raise ValueError(f"a criterion has name, conf, wrapper and wrapper_conf; got {dict(options)}")
+    criterion = criterion_choices.get_class(options["name"])(**options.get("conf", {}))
+    wrapper_class = loss_wrapper_choices.get_class(options.get("wrapper", "fixed_order"))
+    return wrapper_class(criterion=criterion, **options.get("wrapper_conf", {}))
+
+
+def _read_distill_config(path: str) -> Dict[str, Any]:
+    try:
+        content: Optional[Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--distill_config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--distill_config {path} is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--distill_config {path} must hold options such as 'method: i2srf_tfckd'")
+    return content.get("distill", content)
+
+
+def digest(paths: Sequence[str]) -> str:
+    """Fingerprint of the contents of files, to notice a change behind an unchanged name.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def _signals_passed_on(children: Optional[Any]) -> Iterator[None]:
+    """Pass SIGTERM and SIGUSR1 on to the processes that ``children()`` lists; None leaves the signals alone."""
+    if children is None:
+        yield
+        return
+
+    def pass_on(number: int, frame: Any) -> None:
+        for child in children():
+            os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_gpus(args: argparse.Namespace) -> None:
+    """Refuse GPUs that are asked for, on the command line or in a configuration, and absent."""
+    if args.ngpu > torch.cuda.device_count():
+        raise UserError(f"--ngpu {args.ngpu} but this machine shows {torch.cuda.device_count()} GPUs: use --ngpu 0")
+
+
+def _try_scheduler(args: argparse.Namespace) -> None:
+    """Build the scheduler once for show: ESPnet builds the real one where its errors would be tracebacks."""
+    if args.scheduler is None:
+        return
+    known: Dict[str, Any] = scheduler_classes
+    if args.scheduler not in known:
+        raise UserError(f"--scheduler {args.scheduler}: choose one of {', '.join(known)}")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    try:
+        scheduler: AbsScheduler = known[args.scheduler](optimizer, **args.scheduler_conf)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--scheduler {args.scheduler}, --scheduler_conf {args.scheduler_conf}: {error}") from None
+    del scheduler
+
+
+def _check_rates(args: argparse.Namespace, teacher_args: argparse.Namespace) -> None:
+    ours, theirs = args.sample_rate, getattr(teacher_args, "sample_rate", None)
+    if theirs not in (None, ESPNET_DEFAULT_RATE, ours):
+        raise UserError(f"the teacher was trained at {theirs} Hz, the student is to be trained at {ours} Hz")
+
+
+def main(cmd: Optional[Sequence[str]] = None) -> None:
+    """Run the task with command-line options ``cmd``."""
+    DistillEnhancementTask.main(cmd=cmd)

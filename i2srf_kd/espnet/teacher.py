@@ -1,0 +1,93 @@
+"""The teacher: any ESPnet enhancement model, frozen and outside the student's module tree."""
+
+from pathlib import Path
+from typing import Any, Callable, Iterable, List, Mapping, Optional, Tuple
+
+import torch
+from espnet2.enh.espnet_model import ESPnetEnhancementModel
+from torch import Tensor
+
+from i2srf_kd.distill.method import Side
+from i2srf_kd.distill.taps import FeatureTaps
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.inference import SILENT_STD
+from i2srf_kd.espnet.loading import load_espnet_model
+
+
+def planes(spectrum: Any) -> Tensor:
+    """Complex spectrum ``(B, T, F)`` to real and imaginary planes ``(B, 2, T, F)``."""
+    return torch.stack([spectrum.real, spectrum.imag], dim=1)
+
+
+class FrozenTeacher:
+    """Runs a teacher without gradient.
+
+    It is no module on purpose: the student's state dict, optimiser, ``.train()`` and DDP must not see it. The model
+    that owns it moves it along through :meth:`apply`.
+
+    Args:
+        model: the trained teacher.
+        taps: tap points of its feature sets, or None for a network that announces them.
+        needs: what beyond features the methods read (``spectrum``, ``waveform``).
+
+    Raises:
+        UserError: when the taps name no module of the teacher, or it does not enhance exactly one speaker.
+    """
+
+    def __init__(
+        self,
+        model: ESPnetEnhancementModel,
+        taps: Optional[Mapping[str, List[Any]]] = None,
+        needs: Iterable[str] = (),
+    ):
+        if model.num_spk != 1:
+            raise UserError(f"the teacher separates {model.num_spk} speakers: distillation needs one that enhances one")
+        self.model = model.eval().requires_grad_(False)
+        self.model.loss_wrappers = []
+        self.needs = frozenset(needs)
+        try:
+            self.taps = FeatureTaps(model, taps)
+        except ValueError as error:
+            raise UserError(f"teacher: {error}") from None
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Apply a device or dtype change to every parameter and buffer."""
+        self.model._apply(fn)
+
+    @torch.no_grad()
+    def __call__(self, speech_mix: Tensor, speech_lengths: Tensor) -> Side:
+        """Enhance ``(B, samples)`` or ``(B, samples, channels)`` and return what the methods need."""
+        scale = None
+        if self.model.normalize_variance:
+            dims = tuple(range(1, speech_mix.dim()))
+            scale = speech_mix.std(dim=dims, keepdim=True).clamp_min(SILENT_STD)
+            speech_mix = speech_mix / scale
+        with self.taps.record() as features:
+            mixture, lengths = self.model.encoder(speech_mix, speech_lengths)
+            estimates, _, _ = self.model.separator(mixture, lengths)
+        side = Side(features)
+        if "spectrum" in self.needs:
+            side.spectrum = planes(estimates[0])
+        if "waveform" in self.needs:
+            side.waveform = self.model.decoder(estimates[0], speech_lengths)[0]
+        if scale is not None:
+            # A spectrum or waveform is compared at the student's level.
+            scale = scale.flatten(1)[:, :1]
+            side.spectrum = None if side.spectrum is None else side.spectrum * scale[:, :, None, None]
+            side.waveform = None if side.waveform is None else side.waveform * scale
+        return side
+
+
+def load_teacher(
+    config: Path,
+    checkpoint: Path,
+    taps: Optional[Mapping[str, List[Any]]] = None,
+    needs: Iterable[str] = (),
+) -> Tuple[FrozenTeacher, Any]:
+    """Load a teacher from an ESPnet configuration and checkpoint; returns it with the options it was trained with.
+
+    Raises:
+        UserError: when a file is absent or the checkpoint does not cover the configured network.
+    """
+    model, args = load_espnet_model(config, checkpoint)
+    return FrozenTeacher(model, taps, needs), args

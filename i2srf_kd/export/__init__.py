@@ -1,0 +1,1 @@
+"""Trained models as folders of their own: weights, configuration, model card, ONNX."""

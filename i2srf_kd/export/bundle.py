@@ -1,0 +1,255 @@
+"""A trained model as a folder of its own, to be copied and given away.
+
+    config.yaml        network, STFT, sampling rate, normalisation, checksum of the weights
+    weights.pth        plain tensors, loaded without running code from the file
+    model.onnx         the network for other runtimes; onnx_enhancer.py beside it needs numpy and onnxruntime only
+    complexity.json    parameters and MACs
+    README.md          model card
+
+Neither ESPnet nor a teacher nor the distillation is needed to use it.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Dict, Iterator, NamedTuple, Optional
+
+import torch
+import yaml
+
+from i2srf_kd import __version__
+from i2srf_kd.checkpoint import check_key_coverage, load_weights
+from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN, measure_complexity
+from i2srf_kd.errors import UserError
+from i2srf_kd.experiment import CONFIG, Experiment, read_yaml, split_model_path
+from i2srf_kd.export import onnx_runtime
+from i2srf_kd.export.onnx import TOLERANCE, check_onnx, export_onnx
+from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.metrics.complexity import Complexity
+from i2srf_kd.nets.dpdcrn import DPDCRN
+
+FORMAT = "i2srf_kd-bundle"
+VERSION = 1
+WEIGHTS, ONNX, ONNX_CODE = "weights.pth", "model.onnx", "onnx_enhancer.py"
+
+
+class ExportReport(NamedTuple):
+    """What was exported."""
+
+    path: Path
+    weights: Path
+    sha256: str
+    complexity: Complexity
+    onnx_error: Optional[float]
+    """Largest error of the ONNX file relative to the peak; None without ONNX."""
+
+
+def sha256_of(path: PathLike) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_bundle(folder: PathLike) -> bool:
+    """Whether a folder was written by :func:`export_bundle`."""
+    config = Path(folder) / CONFIG
+    return config.is_file() and read_yaml(config).get("format") == FORMAT
+
+
+def export_bundle(
+    model: PathLike,
+    out_dir: PathLike,
+    weights: Optional[str] = None,
+    onnx: bool = True,
+    training_data: str = "not stated",
+    licence: str = "not stated",
+) -> ExportReport:
+    """Write the folder; an older export of the same name is replaced as a whole once the new one is complete.
+
+    Args:
+        model: experiment folder, or a file of weights in one.
+        out_dir: folder to be written.
+        weights: name of a file of weights (default: :meth:`Experiment.weights`).
+        onnx: also write and check ``model.onnx``.
+        training_data: line for the model card.
+        licence: of the weights, line for the model card.
+
+    Raises:
+        UserError: the model cannot be exported, ``out_dir`` is something else, or the ONNX file does not agree.
+    """
+    folder, name = split_model_path(model)
+    experiment = Experiment(folder)
+    chosen = experiment.weights(weights or name)
+    network = experiment.network(chosen.name)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": experiment.network_options(),
+        "hop_length": int(experiment.stft["hop_length"]),
+        "fs": experiment.fs,
+        "normalize_variance": experiment.normalize_variance,
+    }
+    error = None
+    with _replaced_folder(Path(out_dir)) as temporary:
+        torch.save(network.state_dict(), temporary / WEIGHTS)
+        config["weights_sha256"] = sha256_of(temporary / WEIGHTS)
+        write_text(temporary / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        complexity = measure_complexity(Enhancer(load_bundle_model(temporary)))
+        write_text(temporary / "complexity.json", json.dumps(complexity._asdict(), indent=2) + "\n")
+        if onnx:
+            error = _write_onnx(network, config, temporary)
+        facts = {"training_data": training_data, "licence": licence, "source": f"{folder.name}/{chosen.name}"}
+        write_text(temporary / "README.md", model_card(config, complexity, error, facts))
+    return ExportReport(Path(out_dir), chosen, str(config["weights_sha256"]), complexity, error)
+
+
+def _write_onnx(network: DPDCRN, config: Dict[str, Any], folder: Path) -> float:
+    metadata = {
+        "fs": config["fs"],
+        "num_mics": network.input_channels // 2,
+        "n_fft": config["network"]["n_fft"],
+        "hop_length": config["hop_length"],
+        "normalize_variance": config["normalize_variance"],
+        "weights_sha256": config["weights_sha256"],
+    }
+    export_onnx(network, folder / ONNX, metadata)
+    error = check_onnx(network, folder / ONNX)
+    if not error <= TOLERANCE:
+        raise UserError(
+            f"the ONNX file differs from the network by {error:.1e} of its peak, more than {TOLERANCE:.0e}: "
+            "use other versions of torch, onnx and onnxruntime, or give --onnx false"
+        )
+    shutil.copyfile(str(onnx_runtime.__file__), folder / ONNX_CODE)
+    return error
+
+
+@contextlib.contextmanager
+def _replaced_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder; when all went well it takes the place of ``target``."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"{target} exists and is no folder: choose another one")
+    if target.is_dir() and any(target.iterdir()) and not is_bundle(target):
+        raise UserError(f"{target} holds something else than an exported model: choose another folder")
+    mark = uuid.uuid4().hex[:8]
+    new, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("new", "old"))
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if target.is_dir():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:
+        if old.is_dir() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_bundle_model(folder: PathLike) -> WaveformDPDCRN:
+    """Load an exported model.
+
+    Raises:
+        UserError: the folder is no bundle, of a newer kind, incomplete or damaged.
+    """
+    folder = Path(folder)
+    if not is_bundle(folder):
+        raise UserError(f"{folder} is no exported model: its {CONFIG} lacks 'format: {FORMAT}'")
+    config = read_yaml(folder / CONFIG)
+    if config.get("version") != VERSION:
+        raise UserError(
+            f"{folder / CONFIG} is of version {config.get('version')}, this package ({__version__}) reads {VERSION}: "
+            "use the package it was exported with, or export again"
+        )
+    try:
+        network = DPDCRN(**config["network"])
+        model = WaveformDPDCRN(
+            network, int(config["fs"]), int(config["hop_length"]), bool(config["normalize_variance"])
+        )
+        checksum = config["weights_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} is incomplete or was altered ({error!r}): copy the folder again") from None
+    state = load_weights(folder / WEIGHTS)
+    if sha256_of(folder / WEIGHTS) != checksum:
+        raise UserError(f"{folder / WEIGHTS} is not the file that was exported (SHA-256): copy the folder again")
+    check_key_coverage(network.state_dict(), state, source=str(folder / WEIGHTS))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from None
+    return model.eval()
+
+
+_CARD = """# Speech enhancement: {name}
+
+DPDCRN (dual-path dilated convolutional recurrent network, arXiv 2506.13127) that removes noise from speech.
+
+| | |
+|---|---|
+| input | {num_mics} microphone(s), {fs} Hz (other rates are resampled) |
+| output | the enhanced speech of microphone {ref_channel}, as long as the input |
+| network | {channels} channels, {blocks} dual-path block(s), {heads} attention heads |
+| STFT | {n_fft} samples, hop {hop_length} |
+| look-ahead | not causal: works on a whole recording, or on windows of a long one |
+| parameters | {parameters:,} |
+| MACs per second | {gmacs_per_second:.2f} G without the GRUs, {gmacs_per_second_with_recurrent:.2f} G with them |
+| training data | {training_data} |
+| licence of the weights | {licence} |
+| exported from | `{source}` with i2srf_kd {version} |
+| SHA-256 of `weights.pth` | `{weights_sha256}` |
+
+## Use
+
+With the package `i2srf_kd` (PyTorch), in Python or on files of any length:
+
+```python
+from i2srf_kd import load_enhancer
+enhancer = load_enhancer("path/to/this/folder")
+enhanced = enhancer(noisy, fs)  # noisy: (samples,), floating point
+```
+
+```bash
+python -m i2srf_kd.bin.enhance path/to/this/folder noisy.wav -o enhanced
+```
+{onnx}"""
+
+_CARD_ONNX = """
+Without PyTorch and without the package, with numpy and onnxruntime (run in this folder):
+
+```python
+from onnx_enhancer import OnnxEnhancer
+enhancer = OnnxEnhancer("model.onnx")
+enhanced = enhancer(noisy, {fs})  # noisy: (samples,) at {fs} Hz, up to about half a minute
+```
+
+`model.onnx` maps spectrum planes (B, {planes}, T, {bins}) to (B, 2, T, {bins}). Its largest difference from PyTorch,
+on noise of several lengths, is {error:.1e} of the output's peak.
+"""
+
+
+def model_card(
+    config: Dict[str, Any], complexity: Complexity, onnx_error: Optional[float], facts: Dict[str, str]
+) -> str:
+    """README.md of the exported folder."""
+    network = config["network"]
+    onnx = ""
+    if onnx_error is not None:
+        bins, planes = network["n_fft"] // 2 + 1, network["input_channels"]
+        onnx = _CARD_ONNX.format(fs=config["fs"], planes=planes, bins=bins, error=onnx_error)
+    return _CARD.format(
+        name=facts["source"].split("/")[0],
+        num_mics=network["input_channels"] // 2,
+        version=__version__,
+        onnx=onnx,
+        **{key: value for key, value in network.items() if key != "input_channels"},
+        **{key: config[key] for key in ("fs", "hop_length", "weights_sha256")},
+        **complexity._asdict(),
+        **facts,
+    )

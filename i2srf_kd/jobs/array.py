@@ -1,0 +1,147 @@
+"""What is to be run (:class:`JobArray`) and what became of it (:class:`JobResult`)."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from i2srf_kd.errors import UserError
+
+#: ``EX_TEMPFAIL``: the command saved its state and is to be run again with the same arguments.
+EXIT_RUN_AGAIN = 75
+
+# Stands alone, so that a folder named JOBS or myJOB stays what it is.
+_JOB = re.compile(r"(?<![A-Za-z0-9])JOB(?![A-Za-z0-9])")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one element of an array needs.
+
+    Args:
+        num_threads: CPU threads.
+        gpu: number of GPUs.
+        mem: memory such as ``4G``; only for backends that reserve it.
+        time: longest run such as ``1:00:00``; only for backends that reserve it.
+    """
+
+    num_threads: int = 1
+    gpu: int = 0
+    mem: Optional[str] = None
+    time: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 1:
+            raise UserError(f"--num_threads {self.num_threads}: must be at least 1")
+        if self.gpu < 0:
+            raise UserError(f"--gpu {self.gpu}: must not be negative")
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """One command, or the same command for each index of a range.
+
+    Args:
+        command: program and arguments; ``JOB`` in them stands for the index.
+        log: path of the log, with ``JOB`` in it when there is more than one element.
+        indices: the indices to run; ``None`` for a single command in which ``JOB`` has no meaning.
+        name: what the lines on the terminal call it.
+        max_jobs: how many run at a time at most; ``None`` lets the backend choose.
+        fail_fast: stop the others when one fails.
+        follow: copy the log of a single command to standard output while it grows.
+        resources: needs of one element.
+
+    Raises:
+        UserError: no command, an empty range, or elements that would share a log.
+    """
+
+    command: Sequence[str]
+    log: str
+    indices: Optional[Sequence[int]] = None
+    name: str = "job"
+    max_jobs: Optional[int] = None
+    fail_fast: bool = False
+    follow: bool = False
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        if not self.command:
+            raise UserError(f"nothing to run: no command after the log path {self.log}")
+        if self.max_jobs is not None and self.max_jobs < 1:
+            raise UserError(f"--max_jobs {self.max_jobs}: must be at least 1")
+        if self.indices is not None and not self.indices:
+            raise UserError("the range of JOB is empty: give JOB=FIRST:LAST with FIRST <= LAST")
+        if self.indices is not None and len(self.indices) > 1 and not _JOB.search(self.log):
+            raise UserError(f"log path {self.log}: needs JOB in it, or all {len(self.indices)} jobs write to one file")
+        if self.follow and len(self.elements()) > 1:
+            raise UserError("--follow shows the log of one command; it cannot be used with a range of JOB")
+
+    def elements(self) -> List[Optional[int]]:
+        """Indices to run; ``[None]`` for a single command."""
+        return [None] if self.indices is None else list(self.indices)
+
+    def command_of(self, index: Optional[int]) -> List[str]:
+        """The command of one element."""
+        return [self._fill(word, index) for word in self.command]
+
+    def log_of(self, index: Optional[int]) -> Path:
+        """The log of one element."""
+        return Path(self._fill(self.log, index))
+
+    def title_of(self, index: Optional[int]) -> str:
+        """What the element is called on the terminal."""
+        return self.name if index is None else f"{self.name} JOB={index}"
+
+    @staticmethod
+    def _fill(text: str, index: Optional[int]) -> str:
+        return text if index is None else _JOB.sub(str(index), text)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How one element ended.
+
+    Args:
+        index: its index, ``None`` for a single command.
+        code: exit code; 128 + signal number when a signal ended it or kept it from starting, ``None`` when it was not
+            started because another failed.
+        seconds: how long it ran.
+        log: its log.
+    """
+
+    index: Optional[int]
+    code: Optional[int]
+    seconds: float
+    log: Path
+
+
+def parse_range(text: str) -> List[int]:
+    """Read ``JOB=1:4`` or ``JOB=3``.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"JOB=(\d+)(?::(\d+))?", text)
+    if not match:
+        raise UserError(f"{text}: a range is written JOB=FIRST:LAST, for example JOB=1:4")
+    first = int(match.group(1))
+    last = int(match.group(2) or first)
+    if last < first:
+        raise UserError(f"{text}: the last index is below the first")
+    return list(range(first, last + 1))
+
+
+def quote(command: Sequence[str]) -> str:
+    """The command as a shell would take it."""
+    return " ".join(shlex.quote(word) for word in command)
+
+
+def final_code(results: Sequence[JobResult]) -> int:
+    """Exit code of the whole array: the first real failure, else 75 when one is to be run again, else 0.
+
+    Args:
+        results: in the order in which the elements ended.
+    """
+    codes = [result.code for result in results if result.code]
+    return next((code for code in codes if code != EXIT_RUN_AGAIN), EXIT_RUN_AGAIN if codes else 0)

@@ -1,0 +1,24 @@
+"""The backends a job array can be run with."""
+
+from importlib import import_module
+from typing import Callable, Dict, List
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.jobs.array import JobArray, JobResult
+
+Backend = Callable[[JobArray], List[JobResult]]
+
+#: Name of a backend -> ``module:function``. Adding a backend is one new file and one line here.
+BACKENDS: Dict[str, str] = {"local": "i2srf_kd.jobs.local:run"}
+
+
+def get_backend(name: str) -> Backend:
+    """Look a backend up.
+
+    Raises:
+        UserError: there is no backend of that name.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"--backend {name}: no such backend; available: {', '.join(sorted(BACKENDS))}")
+    module, _, function = BACKENDS[name].partition(":")
+    return getattr(import_module(module), function)
