@@ -1,0 +1,425 @@
+#!/usr/bin/env bash
+# Knowledge distillation for speech enhancement, from a corpus to an exported student, in stages:
+#   1 data       the corpus becomes data/<set>             5 student    distilled, and undistilled to compare with
+#   2 format     one sampling rate and audio format        6 enhance    enhance and score the test sets: RESULTS.md
+#   3 statistics lengths and a report of the corpus        7 export     a folder that works without this repository
+#   4 teacher    train the teacher
+#
+# Called by egs/<corpus>/run.sh, which sets the names; every option below can be given to run.sh. A stage that is
+# finished is skipped, and one that was interrupted continues: run the same command again. Exit code 75 says that a
+# training saved its state on a signal. Relative paths are relative to the recipe's folder.
+
+# Options are read by name, and cmd.sh of the recipe brings cmd_backend and the *_cmd arrays.
+# shellcheck disable=SC2034,SC2154,SC2209,SC2329
+set -euo pipefail
+
+# begin options
+## Stages
+stage=1                  # first stage to run
+stop_stage=7             # last stage to run
+force=false              # run stages again although they are finished; trained models are moved aside, never deleted
+mini=false               # a small synthetic corpus and small models, to see everything run (folder mini/)
+
+## Resources
+nj=4                     # parts into which formatting is split
+inference_nj=4           # parts into which enhancement and scoring are split
+ngpu=                    # GPUs for training; by default 1 where there is one, else 0
+num_nodes=1              # machines for training
+num_threads=             # CPU threads for training; by default all
+python=                  # Python to use; by default the environment of tools/, built on first use
+
+## Folders
+datadir=data             # data folders in Kaldi style
+dumpdir=dump             # formatted audio
+expdir=exp               # models, results and logs
+corpus_dir=              # where the corpus lies; by default it is downloaded
+
+## Data
+train_set=train          # name of the training set
+valid_set=valid          # name of the validation set
+test_sets=test           # names of the test sets, separated by blanks
+fs=16000                 # sampling rate in Hz
+audio_format=flac        # format of the formatted audio
+check_md5=true           # verify downloaded archives
+check_counts=true        # verify the number of utterances
+local_data_opts=         # further options for local/data.py or local/data.sh
+
+## Models
+teacher_config=conf/train_teacher.yaml # configuration of the teacher
+student_config=conf/train_student.yaml # configuration of the student, with and without distillation
+distill_config=conf/distill/i2srf_tfckd.yaml # configuration of the distillation
+teacher_tag=teacher      # folder of the teacher in expdir
+student_tag=student_kd   # folder of the distilled student in expdir
+baseline_tag=student     # folder of the undistilled student in expdir
+teacher_exp=             # folder of a teacher that is already trained; stage 4 is skipped
+with_baseline=false      # also train the student without distillation (true with --mini true)
+seed=0                   # seed of all trainings
+train_args=              # further options for all trainings, such as "--max_epoch 10"
+teacher_args=            # further options for the training of the teacher
+student_args=            # further options for the trainings of the student
+
+## Enhancement and results
+inference_model=         # name of the checkpoint to enhance with; by default the command's own choice
+inference_args=          # further options for enhancement
+score_args=              # further options for scoring
+results_title=           # title of RESULTS.md
+results_note=            # remark below the table, such as which speakers validate
+# end options
+
+template="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
+repo="$(cd -- "${template}/../.." && pwd)"
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+    echo "error: bash 4.4 or newer is needed, this is ${BASH_VERSION}" >&2
+    exit 2
+fi
+# shellcheck source=egs/TEMPLATE/parse_options.sh
+. "${template}/parse_options.sh"
+# shellcheck source=egs/TEMPLATE/stage_tools.sh
+. "${template}/stage_tools.sh"
+
+parse_options "${BASH_SOURCE[0]}" "$@"
+invocation="${RECIPE_COMMAND:-enh_kd.sh $*}" # for the record in RESULTS.md
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Defaults that depend on other options, and checks, before anything runs
+
+# Set option $1 to $2 unless the user gave it.
+set_default() { [[ -n "${option_given[$1]:-}" ]] || printf -v "$1" '%s' "$2"; }
+
+if [[ "${mini}" == true ]]; then
+    set_default datadir mini/data
+    set_default dumpdir mini/dump
+    set_default expdir mini/exp
+    set_default teacher_config conf/mini/train_teacher.yaml
+    set_default student_config conf/mini/train_student.yaml
+    [[ ! -f conf/mini/distill.yaml ]] || set_default distill_config conf/mini/distill.yaml
+    set_default with_baseline true
+    set_default check_counts false
+    set_default results_title "Mini corpus (synthetic; the figures say nothing about real speech)"
+fi
+
+if [[ ! -f path.sh || ! -f cmd.sh ]]; then
+    fail "no path.sh and cmd.sh in $(pwd): start a recipe's run.sh instead of this file"
+fi
+((stage >= 1 && stop_stage <= 7 && stage <= stop_stage)) ||
+    fail "--stage ${stage} --stop_stage ${stop_stage}: stages are 1 to 7, the first not after the last"
+((nj >= 1 && inference_nj >= 1 && num_nodes >= 1)) || fail "--nj, --inference_nj and --num_nodes must be at least 1"
+[[ "${ngpu:-0}" =~ ^[0-9]+$ ]] || fail "--ngpu ${ngpu}: must be a whole number"
+[[ -z "${num_threads}" || "${num_threads}" =~ ^[1-9][0-9]*$ ]] || fail "--num_threads ${num_threads}: must be 1 or more"
+# ESPnet's data options are triples separated by commas, which have no way to quote one.
+[[ "${dumpdir}${expdir}" != *,* ]] || fail "--dumpdir and --expdir must not contain commas"
+[[ -n "${test_sets// /}" ]] || fail "--test_sets is empty"
+[[ "$(printf '%s\n' "${teacher_tag}" "${student_tag}" "${baseline_tag}" noisy stats logs | sort -u | wc -l)" == 6 ]] ||
+    fail "--teacher_tag, --student_tag and --baseline_tag must differ, and none may be noisy, stats or logs"
+
+# shellcheck disable=SC1091
+. ./cmd.sh
+if [[ -z "${python}" ]]; then
+    # shellcheck disable=SC1091
+    . ./path.sh
+    python=python
+fi
+export PYTHONPATH="${repo}${PYTHONPATH:+:${PYTHONPATH}}"
+command -v "${python}" >/dev/null || fail "--python ${python}: no such program"
+
+if [[ "${cmd_backend}" == local ]]; then
+    gpus="$(count_gpus)"
+    : "${ngpu:=$((gpus > 0 ? 1 : 0))}"
+    ((ngpu <= gpus)) || fail "--ngpu ${ngpu}: this machine has ${gpus} usable GPU(s); give --ngpu ${gpus}" \
+        "(is CUDA_VISIBLE_DEVICES set, does nvidia-smi -L list them?)"
+    ((num_nodes == 1)) || fail "--num_nodes ${num_nodes}: cmd.sh runs everything on this machine (cmd_backend=local)"
+fi
+: "${ngpu:=0}" "${num_threads:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
+
+read -r -a test_set_names <<<"${test_sets}"
+all_sets=("${train_set}" "${valid_set}" "${test_set_names[@]}")
+read -r -a train_options <<<"${train_args}"
+read -r -a teacher_options <<<"${teacher_args}"
+read -r -a student_options <<<"${student_args}"
+read -r -a local_data_options <<<"${local_data_opts}"
+read -r -a inference_options <<<"${inference_args}"
+read -r -a score_options <<<"${score_args}"
+
+rawdir="${dumpdir}/raw"
+statsdir="${expdir}/stats"
+logdir="${expdir}/logs"
+teacher_dir="${teacher_exp:-${expdir}/${teacher_tag}}"
+module() { module_command=("${python}" -m "i2srf_kd.bin.$1"); }
+run_jobs=("${python}" -m i2srf_kd.bin.run_jobs)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stages
+
+stage_1_data() {
+    local done_file="${datadir}/.done_data" script=local/data.py interpreter="${python}"
+    local options=(--data_dir "${datadir}" --check_md5 "${check_md5}" --check_counts "${check_counts}")
+    skip_if_done "${done_file}" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" &&
+        return
+    if [[ -f local/data.sh ]]; then
+        script=local/data.sh interpreter=bash
+    fi
+    [[ -f "${script}" ]] || fail "this recipe has neither local/data.py nor local/data.sh"
+    if [[ "${mini}" == true && -z "${corpus_dir}" ]]; then
+        corpus_dir="${datadir}/corpus"
+        module mini_corpus
+        run "${module_command[@]}" "${corpus_dir}"
+    fi
+    [[ -z "${corpus_dir}" ]] || options+=(--corpus_dir "${corpus_dir}")
+    run "${interpreter}" "${script}" "${options[@]}" "${local_data_options[@]}"
+    mark_done
+}
+
+stage_2_format() {
+    local set parts options
+    for set in "${all_sets[@]}"; do
+        [[ -s "${datadir}/${set}/wav.scp" ]] || need_stage 1 "${datadir}/${set}/wav.scp"
+        skip_if_done "${rawdir}/.done_${set}" redo "fs=${fs}" "audio_format=${audio_format}" \
+            "source=${datadir}/${set}" "input_data=$(checksum "${datadir}/${set}/wav.scp" "${datadir}/${set}/spk1.scp")" && continue
+        parts="$(parts_of "${nj}" "${datadir}/${set}/wav.scp")"
+        options=("${datadir}/${set}" "${rawdir}/${set}" --fs "${fs}" --audio_format "${audio_format}")
+        run_parts "format ${set}" "format_${set}" "${parts}" data_cmd format_data "${options[@]}"
+        [[ ! -s "${rawdir}/${set}/dropped.tsv" ]] ||
+            warn "$(wc -l <"${rawdir}/${set}/dropped.tsv") utterances of ${set} are silent or empty and were left out:" \
+                "${rawdir}/${set}/dropped.tsv"
+        mark_done
+    done
+}
+
+stage_3_statistics() {
+    local set inputs=()
+    for set in "${all_sets[@]}"; do
+        [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
+        inputs+=("input_${set}=$(checksum "${rawdir}/.done_${set}")")
+    done
+    skip_if_done "${statsdir}/.done" redo "dumpdir=${dumpdir}" "input_sets=${all_sets[*]}" "${inputs[@]}" && return
+    module corpus_stats
+    run "${run_jobs[@]}" "${data_cmd[@]}" --name statistics "${logdir}/statistics.log" \
+        "${module_command[@]}" --dump_dir "${rawdir}" --sets "${all_sets[@]}" --out_dir "${statsdir}"
+    cat -- "${statsdir}/corpus_report.md"
+    mark_done
+}
+
+# Train into folder $1 with configuration $2: train_model FOLDER CONFIG [OPTION ...]
+# One process per GPU, started by ESPnet itself. GPUs and machines do not change what is recorded in the done file.
+train_model() {
+    local output_dir="$1" config="$2" name command status=0
+    shift 2
+    name="$(basename -- "${output_dir}")"
+    module train
+    command=("${module_command[@]}" --config "${config}" --output_dir "${output_dir}")
+    command+=(--train_data_path_and_name_and_type "${rawdir}/${train_set}/wav.scp,speech_mix,sound")
+    command+=(--train_data_path_and_name_and_type "${rawdir}/${train_set}/spk1.scp,speech_ref1,sound")
+    command+=(--valid_data_path_and_name_and_type "${rawdir}/${valid_set}/wav.scp,speech_mix,sound")
+    command+=(--valid_data_path_and_name_and_type "${rawdir}/${valid_set}/spk1.scp,speech_ref1,sound")
+    command+=(--train_shape_file "${statsdir}/${train_set}/speech_shape")
+    command+=(--valid_shape_file "${statsdir}/${valid_set}/speech_shape")
+    command+=(--ngpu "${ngpu}" --seed "${seed}" --sample_rate "${fs}")
+    ((ngpu * num_nodes <= 1)) || command+=(--multiprocessing_distributed true)
+    [[ "${force}" == false ]] || command+=(--overwrite true)
+    if ((ngpu == 0)); then
+        # Keep freed memory: giving it back and faulting it in again would take a third of a CPU training step.
+        # Spin shortly only: threads that wait in a loop for one that lost its core stall the step several times over.
+        command=(env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=536870912 \
+            GOMP_SPINCOUNT=10000 "${command[@]}")
+    fi
+    run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" --gpu "${ngpu}" --num_threads "${num_threads}" \
+        "${logdir}/train_${name}.log" "${command[@]}" "$@" || status=$?
+    if ((status == 75)); then
+        log "saved; run the same command again$([[ "${force}" == false ]] || echo " without --force") to continue"
+    fi
+    ((status == 0)) || exit "${status}"
+}
+
+# What a training depends on beside its own options, as key=value words in the array training_inputs.
+collect_training_inputs() {
+    [[ -f "${statsdir}/.done" ]] || need_stage 3 "${statsdir}"
+    training_inputs=("train_set=${train_set}" "valid_set=${valid_set}" "dumpdir=${dumpdir}" "seed=${seed}")
+    # Not the statistics as a whole: a test set that is added later changes nothing for a training.
+    training_inputs+=("input_data=$(checksum "${rawdir}/.done_${train_set}" "${rawdir}/.done_${valid_set}")")
+    training_inputs+=("train_args=${train_args}")
+}
+
+stage_4_teacher() {
+    if [[ -n "${teacher_exp}" ]]; then
+        need_teacher
+        log "using the trained teacher ${teacher_exp}"
+        return
+    fi
+    need_file --teacher_config "${teacher_config}"
+    collect_training_inputs
+    skip_if_done "${teacher_dir}/.done_train" keep "${training_inputs[@]}" "teacher_config=${teacher_config}" \
+        "teacher_config_contents=$(checksum "${teacher_config}")" "teacher_args=${teacher_args}" && return
+    train_model "${teacher_dir}" "${teacher_config}" "${train_options[@]}" "${teacher_options[@]}"
+    mark_done
+}
+
+stage_5_student() {
+    need_file --student_config "${student_config}"
+    need_file --distill_config "${distill_config}"
+    need_teacher
+    collect_training_inputs
+    training_inputs+=("student_config=${student_config}" "student_config_contents=$(checksum "${student_config}")")
+    training_inputs+=("student_args=${student_args}")
+    if [[ "${with_baseline}" == true ]] &&
+        ! skip_if_done "${expdir}/${baseline_tag}/.done_train" keep "${training_inputs[@]}"; then
+        train_model "${expdir}/${baseline_tag}" "${student_config}" "${train_options[@]}" "${student_options[@]}"
+        mark_done
+    fi
+    skip_if_done "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}" "teacher_exp=${teacher_dir}" \
+        "distill_config=${distill_config}" "distill_config_contents=$(checksum "${distill_config}")" \
+        "input_teacher=$(checksum "${teacher_dir}/.done_train" "${teacher_dir}/config.yaml")" && return
+    train_model "${expdir}/${student_tag}" "${student_config}" --distill_config "${distill_config}" \
+        --teacher_exp "${teacher_dir}" "${train_options[@]}" "${student_options[@]}"
+    mark_done
+}
+
+need_teacher() {
+    if [[ -n "${teacher_exp}" ]]; then
+        [[ -f "${teacher_exp}/config.yaml" ]] || fail "--teacher_exp ${teacher_exp}: no trained model, config.yaml missing"
+    else
+        [[ -f "${teacher_dir}/.done_train" ]] || need_stage 4 "${teacher_dir}"
+    fi
+}
+
+# Enhance test set $2 with the model in folder $1, into folder $3.
+enhance_set() {
+    local model="$1" set="$2" out="$3" options=("${inference_options[@]}")
+    [[ -z "${inference_model}" ]] || options+=(--model_file "${model}/${inference_model}")
+    run_parts "enhance ${set}, $(basename -- "${out}")" "enhance_$(basename -- "${out}")_${set}" \
+        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" decode_cmd enhance_set \
+        "${model}" "${rawdir}/${set}" "${out}/enhanced_${set}" "${options[@]}"
+}
+
+# Score the estimates in SCP $2 of test set $1, into folder $3.
+score_set() {
+    local set="$1" scp="$2" out="$3"
+    run_parts "score ${set}, $(basename -- "${out}")" "score_$(basename -- "${out}")_${set}" \
+        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" score_cmd score \
+        "${rawdir}/${set}" "${scp}" "${out}/scored_${set}" "${score_options[@]}"
+}
+
+stage_6_results() {
+    local set system name model out inputs=()
+    local systems=("teacher=${teacher_dir}") # name=folder of the model
+    if [[ "${with_baseline}" == true || -f "${expdir}/${baseline_tag}/.done_train" ]]; then
+        systems+=("student=${expdir}/${baseline_tag}")
+    fi
+    systems+=("student_kd=${expdir}/${student_tag}")
+    for set in "${test_set_names[@]}"; do
+        [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
+        if ! skip_if_done "${expdir}/noisy/.done_${set}" redo "score_args=${score_args}" \
+            "input_data=$(checksum "${rawdir}/.done_${set}")"; then
+            score_set "${set}" "${rawdir}/${set}/wav.scp" "${expdir}/noisy"
+            mark_done
+        fi
+        inputs+=("input_noisy_${set}=$(checksum "${expdir}/noisy/.done_${set}")")
+    done
+    for system in "${systems[@]}"; do
+        name="${system%%=*}" model="${system#*=}"
+        out="${model}"
+        if [[ "${name}" == teacher ]]; then
+            need_teacher
+            out="${expdir}/${teacher_tag}" # a teacher from elsewhere is read, never written to
+        else
+            [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
+        fi
+        for set in "${test_set_names[@]}"; do
+            if ! skip_if_done "${out}/.done_${set}" redo "inference_model=${inference_model}" \
+                "inference_args=${inference_args}" "score_args=${score_args}" "model=${model}" \
+                "input_model=$(checksum "${model}/.done_train" "${model}/config.yaml")" \
+                "input_data=$(checksum "${rawdir}/.done_${set}")"; then
+                enhance_set "${model}" "${set}" "${out}"
+                score_set "${set}" "${out}/enhanced_${set}/wav.scp" "${out}"
+                mark_done
+            fi
+            inputs+=("input_${name}_${set}=$(checksum "${out}/.done_${set}")")
+        done
+    done
+    # Table and examples cost little: with other systems or another title they are made anew.
+    inputs+=("input_systems=${systems[*]}" "input_title=${results_title}" "input_note=${results_note}")
+    skip_if_done "${expdir}/.done_results" redo "${inputs[@]}" && return
+    for set in "${test_set_names[@]}"; do
+        write_results "${set}"
+    done
+    mark_done
+}
+
+# Name of the table of test set $1.
+table_of() { ((${#test_set_names[@]} > 1)) && echo "RESULTS_$1.md" || echo RESULTS.md; }
+
+# Write the table and the examples of test set $1, for the systems that stage 6 found.
+write_results() {
+    local set="$1" title="${results_title:-$(basename -- "$(pwd)")}" system name out
+    local rows=(--system "noisy=${expdir}/noisy/scored_${set}") shown=()
+    for system in "${systems[@]}"; do
+        name="${system%%=*}" out="${system#*=}"
+        [[ "${name}" != teacher ]] || out="${expdir}/${teacher_tag}"
+        rows+=(--system "${name}=${out}/scored_${set}:${out}")
+        shown+=(--system "${name}=${out}/enhanced_${set}/spk1.scp")
+        [[ "${name}" != student ]] || rows+=(--baseline student)
+    done
+    [[ -z "${results_note}" ]] || rows+=(--note "${results_note}")
+    module examples
+    run "${run_jobs[@]}" "${score_cmd[@]}" --name examples "${logdir}/examples_${set}.log" \
+        "${module_command[@]}" "${rawdir}/${set}" -o "${expdir}/examples_${set}" "${shown[@]}"
+    module results
+    run "${run_jobs[@]}" "${score_cmd[@]}" --name results "${logdir}/results_${set}.log" \
+        "${module_command[@]}" "${rows[@]}" --title "${title}" --command "${invocation}" \
+        --pictures "${expdir}/examples_${set}" --out "${expdir}/$(table_of "${set}")"
+}
+
+stage_7_export() {
+    local model="${expdir}/${student_tag}" options=()
+    [[ -z "${inference_model}" ]] || options+=(--model_file "${inference_model}")
+    [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
+    skip_if_done "${model}/.done_export" redo "inference_model=${inference_model}" \
+        "input_model=$(checksum "${model}/.done_train")" && return
+    module export
+    run "${run_jobs[@]}" "${score_cmd[@]}" --name export "${logdir}/export.log" \
+        "${module_command[@]}" "${model}" -o "${model}/export" "${options[@]}"
+    mark_done
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+show_results() {
+    local set results
+    for set in "${test_set_names[@]}"; do
+        results="${expdir}/$(table_of "${set}")"
+        [[ ! -f "${results}" ]] || { cat -- "${results}" && log "table:    ${results}"; }
+    done
+    # Folders that --force moved aside are called *.bak-<time>.
+    find "${expdir}" -name '*.bak-*' -prune -o -name '*.png' -printf '%h\n' | sort -u | while IFS= read -r folder; do
+        log "pictures: ${folder}"
+    done
+    find "${expdir}" -name '*.bak-*' -prune -o -type d -name 'enhanced_*' -print | sort | while IFS= read -r folder; do
+        log "audio:    ${folder}"
+    done
+    [[ ! -d "${expdir}/${student_tag}/export" ]] || log "export:   ${expdir}/${student_tag}/export"
+}
+
+running_stage=""
+say_what_failed() {
+    local status=$?
+    [[ -z "${running_stage}" || "${status}" == 0 || "${status}" == 75 ]] ||
+        echo "error: ${running_stage} ended with exit code ${status}" >&2
+}
+trap say_what_failed EXIT
+
+# Bash reads a script as it runs it; inside a function, an edit of this file does not reach a pipeline that is running.
+main() {
+    local number name
+    local stages=(stage_1_data stage_2_format stage_3_statistics stage_4_teacher stage_5_student stage_6_results stage_7_export)
+    for ((number = stage; number <= stop_stage; number++)); do
+        name="${stages[number - 1]}"
+        running_stage="stage ${number} (${name#stage_?_})"
+        log "${running_stage}"
+        "${name}"
+    done
+    running_stage=""
+    ((stop_stage < 6)) || show_results
+    log "finished"
+    exit
+}
+main

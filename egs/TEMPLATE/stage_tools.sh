@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # python, force, run_jobs, logdir ... belong to enh_kd.sh
+# What the stages of enh_kd.sh are built from: messages, running with signals passed on, done files.
+
+log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# warn TEXT ...
+warn() { echo "warning: $*" >&2; }
+
+# need_stage NUMBER PATH: PATH, made by stage NUMBER, is missing.
+need_stage() { fail "$2 is missing or unfinished; run stage $1 first (--stage $1)"; }
+
+# need_file OPTION PATH
+need_file() { [[ -f "$2" ]] || fail "$1 $2: no such file"; }
+
+# One checksum of the files that exist among the arguments.
+checksum() { { cat -- "$@" 2>/dev/null || true; } | cksum | cut -d ' ' -f 1; }
+
+# Number of GPUs that a training could use here.
+count_gpus() {
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && -z "${CUDA_VISIBLE_DEVICES}" ]] || ! command -v nvidia-smi >/dev/null; then
+        echo 0
+    elif [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        tr ',' '\n' <<<"${CUDA_VISIBLE_DEVICES}" | grep -c .
+    else
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true
+    fi
+}
+
+# run COMMAND ...: run a program, pass signals on to it and wait for it, whatever happens. Plain bash would die of
+# SIGTERM or SIGUSR1 at once and leave a training behind that has no time to save its state.
+run_child=""
+run_interrupted=false
+for run_signal in INT TERM HUP USR1; do
+    # shellcheck disable=SC2064
+    trap "pass_on ${run_signal}" "${run_signal}"
+done
+pass_on() {
+    run_interrupted=true
+    if [[ -n "${run_child}" ]]; then
+        kill -s "$1" "${run_child}" 2>/dev/null || true
+    else
+        exit $((128 + $(kill -l "$1")))
+    fi
+}
+run() {
+    local status
+    set -m # a process group of its own, or Ctrl-C would reach it twice
+    "$@" </dev/null &
+    run_child=$!
+    set +m
+    while true; do
+        run_interrupted=false
+        status=0
+        wait "${run_child}" || status=$?
+        [[ "${run_interrupted}" == true ]] || break # the signal, not the program, ended this wait
+    done
+    run_child=""
+    return "${status}"
+}
+
+# parts_of NJ SCP: into how many parts the work is split, no more than there are utterances.
+parts_of() {
+    local lines
+    lines="$(wc -l <"$2")"
+    echo $((lines < 1 ? 1 : lines < $1 ? lines : $1))
+}
+
+# run_parts TITLE LOG PARTS CMD MODULE ARGUMENT ...: run a command in PARTS parts, then let it merge them.
+run_parts() {
+    local title="$1" name="$2" parts="$3" module="$5"
+    local -n cmd_options="$4"
+    shift 5
+    run "${run_jobs[@]}" "${cmd_options[@]}" --name "${title}" "JOB=1:${parts}" "${logdir}/${name}.JOB.log" \
+        "${python}" -m "i2srf_kd.bin.${module}" "$@" --shard "JOB/${parts}"
+    run "${run_jobs[@]}" "${cmd_options[@]}" --name "${title}, collect" "${logdir}/${name}.collect.log" \
+        "${python}" -m "i2srf_kd.bin.${module}" "$@" --collect "${parts}"
+}
+
+# skip_if_done FILE redo|keep KEY=VALUE ...: succeed when the work that FILE stands for is done with these settings.
+#
+# Fails (so that the stage runs) when it is not, and ends the script when it was done with other options. Keys called
+# input_... stand for what was read: when just these differ, the work is out of date, and "redo" runs it again, while
+# "keep" (a training, too dear to repeat unasked) ends the script.
+skip_if_done() {
+    local file="$1" mode="$2" line key old new only_inputs=true changes=()
+    shift 2
+    done_file="${file}"
+    done_settings=("$@")
+    if [[ ! -f "${file}" || "${force}" == true ]]; then
+        [[ "${mode}" == keep ]] || rm -f -- "${file}" # a trained model keeps its own until it is moved aside
+        return 1
+    fi
+    for line in "$@"; do
+        key="${line%%=*}"
+        new="${line#*=}"
+        old="$(sed -n "s/^${key}=//p" "${file}")"
+        if [[ "${old}" != "${new}" ]]; then
+            changes+=("  ${key}: ${old:-(empty)} -> ${new:-(empty)}")
+            [[ "${key}" == input_* ]] || only_inputs=false
+        fi
+    done
+    if ((${#changes[@]} == 0)); then
+        log "already finished, skipped: ${file%/*} (${file})"
+        return 0
+    fi
+    if [[ "${only_inputs}" == true && "${mode}" == redo ]]; then
+        log "what it was made from has changed, running again: ${file%/*}"
+        rm -f -- "${file}" # an interruption from here on must not leave what looks finished
+        return 1
+    fi
+    {
+        echo "error: ${file%/*} was finished with other settings:"
+        printf '%s\n' "${changes[@]}"
+        echo "Give the old settings, choose another tag or folder for the new ones, or run it again with --force true."
+    } >&2
+    exit 2
+}
+
+# Record that what the last skip_if_done asked about is now done.
+mark_done() {
+    local temporary
+    mkdir -p -- "$(dirname -- "${done_file}")"
+    temporary="$(mktemp "${done_file}.XXXXXX")"
+    {
+        printf '%s\n' "${done_settings[@]}"
+        echo "finished=$(date '+%Y-%m-%dT%H:%M:%S.%N%z')"
+    } >"${temporary}"
+    mv -- "${temporary}" "${done_file}"
+}
