@@ -1,0 +1,251 @@
+"""The command that enhances files."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from export.trained import make_experiment, make_network
+
+from i2srf_kd.bin.enhance import main, plan
+from i2srf_kd.enhancer import load_enhancer
+from i2srf_kd.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_experiment(tmp_path_factory.mktemp("models") / "exp", make_network())
+
+
+@pytest.fixture(scope="module")
+def model_for_two(tmp_path_factory):
+    return make_experiment(tmp_path_factory.mktemp("models") / "exp2", make_network(num_mics=2))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.05, shape).astype(np.float32)
+
+
+def write(path, samples=4000, channels=1, fs=16000, subtype=None, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = noise(samples, channels, seed=seed)
+    soundfile.write(path, wave[:, 0] if channels == 1 else wave, fs, subtype=subtype)
+    return path
+
+
+def run(model, *inputs, out, **options):
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return main([str(model), *map(str, inputs), "-o", str(out), *words])
+
+
+@pytest.mark.parametrize(
+    "name, fs, channels, subtype",
+    [
+        ("a.wav", 16000, 1, "PCM_16"),
+        ("a.wav", 48000, 2, "PCM_24"),
+        ("a.flac", 44100, 1, "PCM_16"),
+        ("a.wav", 8000, 6, "FLOAT"),
+        ("a.aiff", 22050, 1, "PCM_16"),
+        ("a.ogg", 16000, 1, "VORBIS"),
+    ],
+)
+def test_rate_container_and_sample_format_are_kept(model, tmp_path, name, fs, channels, subtype):
+    source = write(tmp_path / name, fs // 2, channels, fs, subtype)
+    assert run(model, source, out=tmp_path / "out") == 0
+    before, after = soundfile.info(source), soundfile.info(tmp_path / "out" / name)
+    for field in ("samplerate", "channels", "format", "subtype", "frames"):
+        assert getattr(before, field) == getattr(after, field), field
+
+
+def test_each_channel_on_its_own(model, tmp_path):
+    source = write(tmp_path / "a.wav", 4000, 2, subtype="FLOAT")
+    assert run(model, source, out=tmp_path / "out") == 0
+    wave, _ = soundfile.read(source, dtype="float32")
+    enhancer = load_enhancer(model)
+    expected = np.stack([enhancer(wave[:, i], 16000) for i in range(2)], axis=1)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out" / "a.wav")[0], expected, atol=1e-6)
+    assert run(model, source, out=tmp_path / "mono", keep_channels="false") == 0
+    expected = enhancer(wave.mean(axis=1), 16000)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "mono" / "a.wav")[0], expected, atol=1e-6)
+
+
+def test_several_microphones_give_one_channel(model_for_two, tmp_path, capsys):
+    stereo = write(tmp_path / "a.wav", 4000, 2, subtype="FLOAT")
+    mono = write(tmp_path / "b.wav")
+    assert run(model_for_two, mono, stereo, out=tmp_path / "out") == 1
+    assert "b.wav has 1 channels, the model needs 2 microphones" in capsys.readouterr().err
+    wave, _ = soundfile.read(stereo, dtype="float32")
+    found, _ = soundfile.read(tmp_path / "out" / "a.wav")
+    np.testing.assert_allclose(found, load_enhancer(model_for_two)(wave, 16000), atol=1e-6)
+
+
+def test_windows_are_the_networks_output_away_from_the_fades(model, tmp_path):
+    source = write(tmp_path / "a.wav", 16000 * 3, subtype="FLOAT")
+    assert run(model, source, out=tmp_path / "out", window_seconds=1.28, overlap_seconds=0.16) == 0
+    wave, _ = soundfile.read(source, dtype="float32")
+    found, _ = soundfile.read(tmp_path / "out" / "a.wav", dtype="float32")
+    window, hop, overlap = 20480, 17920, 2560
+    enhancer = load_enhancer(model)
+    second = enhancer(wave[hop : hop + window], 16000)
+    np.testing.assert_allclose(found[hop + overlap : 2 * hop - overlap], second[overlap : hop - overlap], atol=1e-6)
+    last = enhancer(wave[-window:], 16000)
+    np.testing.assert_allclose(found[hop + window :], last[-(len(wave) - hop - window) :], atol=1e-6)
+
+
+def test_folders_keep_their_structure_and_outputs_are_not_inputs(model, tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("a.wav", "x/a.wav", "x/y/b.FLAC"):
+        write(folder / name)
+    (folder / "notes.txt").write_text("no audio")
+    (folder / ".hidden.wav").write_bytes(b"")
+    out = folder / "enhanced"
+    for _ in range(2):
+        assert run(model, folder, out=out, overwrite="true") == 0
+        assert "3 of 3 files" in capsys.readouterr().out
+    found = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert found == ["a.wav", "x/a.wav", "x/y/b.FLAC"]
+
+
+def test_equal_names_get_their_folders(tmp_path):
+    first, second, third = (write(tmp_path / d / "a.wav") for d in ("one", "two/deep", "three"))
+    out = tmp_path / "out"
+    assert [job.target for job in plan([str(first)], out)] == [out / "a.wav"]
+    jobs = plan([str(first), str(second.parent.parent), str(third), str(first)], out)
+    assert [job.target for job in jobs] == [out / "one/a.wav", out / "two/deep/a.wav", out / "three/a.wav"]
+
+
+def test_an_input_is_never_overwritten(model, tmp_path):
+    source = write(tmp_path / "in" / "a.wav")
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "hard").mkdir()
+    os.link(source, tmp_path / "hard" / "a.wav")
+    for out in ("in", "link", "hard"):
+        with pytest.raises(UserError, match=r"a\.wav is itself an input"):
+            run(model, source, out=tmp_path / out, overwrite="true")
+    assert source.read_bytes() == before
+
+
+def test_existing_outputs_are_replaced_on_demand_only(model, tmp_path, capsys):
+    source = write(tmp_path / "a.wav")
+    out = tmp_path / "out"
+    write(out / "a.wav", 10)
+    before = (out / "a.wav").read_bytes()
+    assert run(model, source, out=out) == 1
+    assert "a.wav exists; give --overwrite true" in capsys.readouterr().err
+    assert (out / "a.wav").read_bytes() == before
+    assert run(model, source, out=out, overwrite="true") == 0
+    assert soundfile.info(out / "a.wav").frames == 4000
+
+
+def test_bad_files_are_reported_once_each_and_the_others_done(model, tmp_path, capsys):
+    folder = tmp_path / "in"
+    write(folder / "good1.wav")
+    write(folder / "good2.wav", 1)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "page.wav").write_text("<html>not found</html>")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    write(folder / "cut.wav")
+    (folder / "cut.wav").write_bytes((folder / "cut.wav").read_bytes()[:2000])
+    wave = noise(3000)
+    wave[2000] = np.inf
+    soundfile.write(folder / "inf.wav", wave, 16000, subtype="FLOAT")
+    assert run(model, folder, out=tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    for name, reason in (
+        ("empty.wav", "empty file"),
+        ("page.wav", "HTML"),
+        ("none.wav", "no samples"),
+        ("cut.wav", "truncated"),
+        ("inf.wav", "sample 2000"),
+    ):
+        assert len([line for line in errors if name in line and reason in line]) == 1, name
+    assert len(errors) == 5 and "2 of 7 files enhanced" in captured.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good1.wav", "good2.wav"]
+
+
+def test_an_error_in_the_model_is_one_files_error(model, tmp_path, capsys, monkeypatch):
+    from i2srf_kd.enhancer import Enhancer
+
+    def fail(self, wave, fs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Enhancer, "enhance_array", fail)
+    assert run(model, write(tmp_path / "a.wav"), out=tmp_path / "out") == 1
+    assert "a.wav: RuntimeError: out of memory" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_clipping_is_told(model, tmp_path, capsys, monkeypatch):
+    from i2srf_kd.enhancer import Enhancer
+
+    monkeypatch.setattr(Enhancer, "enhance_array", lambda self, wave, fs: 100 * wave)
+    assert run(model, write(tmp_path / "a.wav"), out=tmp_path / "out") == 0
+    assert "samples beyond full scale were clipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"window_seconds": 0}, "window_seconds 0"),
+        ({"overlap_seconds": 9}, "overlap_seconds 9"),
+        ({"num_threads": 0}, "--num_threads 0"),
+        ({"model_file": "9epoch"}, "no 9epoch"),
+    ],
+)
+def test_wrong_options(model, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        run(model, write(tmp_path / "a.wav"), out=tmp_path / "out", **options)
+
+
+def test_wrong_paths(model, tmp_path):
+    source = write(tmp_path / "a.wav")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="absent.wav: no such file"):
+        run(model, tmp_path / "absent.wav", out=tmp_path / "out")
+    with pytest.raises(UserError, match="no audio files"):
+        run(model, tmp_path / "none", out=tmp_path / "out")
+    with pytest.raises(UserError, match="is a file"):
+        run(model, source, out=source)
+    with pytest.raises(UserError, match="no such model"):
+        run(tmp_path / "nowhere", source, out=tmp_path / "out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu(model, tmp_path):
+    with pytest.raises(UserError, match="torch sees 0 GPUs"):
+        run(model, write(tmp_path / "a.wav"), out=tmp_path / "out", device="cuda")
+
+
+def test_real_recording_in_another_format(model, audio_dir, tmp_path):
+    noisy = sorted((audio_dir / "test" / "noisy").glob("*.wav"))[0]
+    shutil.copy(noisy, tmp_path / "a b.wav")
+    assert run(model, tmp_path / "a b.wav", out=tmp_path / "out") == 0
+    expected = load_enhancer(model)(soundfile.read(noisy, dtype="float32")[0], soundfile.info(noisy).samplerate)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out" / "a b.wav")[0], expected, atol=2**-15)
+
+
+@pytest.mark.slow
+def test_half_an_hour_in_constant_memory(tmp_path, repository):
+    """30 min of 16 kHz audio stay below 1.5 GB; enhanced in one piece they would take many times that."""
+    from i2srf_kd.nets.presets import build_dpdcrn
+
+    model = make_experiment(
+        tmp_path / "exp", build_dpdcrn("dpdcrn_tiny"), separator_conf={"preset": "dpdcrn_tiny"}
+    )
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", 16000, 1, "PCM_16") as file:
+        for seed in range(30):
+            file.write(noise(16000 * 60, seed=seed))
+    code = (
+        "import resource, sys; from i2srf_kd.bin.enhance import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, str(model), str(tmp_path / "long.wav"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 1500
+    assert soundfile.info(tmp_path / "out" / "long.wav").frames == 16000 * 60 * 30

@@ -1,0 +1,44 @@
+"""The table of distillation methods."""
+
+import pytest
+
+from i2srf_kd.bin import methods
+from i2srf_kd.distill import method_class, method_names
+from i2srf_kd.errors import UserError
+
+PAIR = ["--student_preset", "dpdcrn_tiny", "--teacher_preset", "dpdcrn_small"]
+
+
+def rows(text: str) -> dict:
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_every_method_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert methods.main([*PAIR, "--no_cost"]) == 0
+    table = rows(capsys.readouterr().out)
+    assert set(table) == set(method_names())
+    assert all(len(row) == 3 and row[0] and row[1] == method_class(name).source for name, row in table.items())
+    # Regressors: encoder (3 layers), the dual-path block, decoder (2) onto 32 channels, and mask onto mask.
+    regressors = 6 * (16 * 32 + 32) + (2 * 2 + 2)
+    own = {name: int(row[2].replace(",", "")) for name, row in table.items()}
+    assert own["spkd"] == 0 and own["i2srf_tfckd"] > own["i2rf_tfckd"] > 0
+    assert own["fitnets"] == regressors
+
+
+def test_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--method", "spkd", "--method", "dispatch", "--seconds", "0.2", "--batch", "1", "--repeats", "1"]
+    assert methods.main([*PAIR, *chosen]) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert set(table) == {"spkd", "dispatch"}
+    assert all(0 <= float(row[3]) < 50 for row in table.values())
+    assert "1 x 0.2 s on cpu" in out
+
+
+@pytest.mark.parametrize(
+    "options, word", [(["--seconds", "0"], "--seconds"), (["--repeats", "0"], "--repeats"), (["--device", "x"], "cuda")]
+)
+def test_bad_options_are_named(options: list, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        methods.main(options)

@@ -1,0 +1,161 @@
+"""The result file: rows, differences, messages."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from i2srf_kd.bin.results import main
+from i2srf_kd.errors import UserError
+from i2srf_kd.metrics.bootstrap import paired_difference
+from i2srf_kd.reports.results import COLUMNS
+from i2srf_kd.reports.scores import summarise, write_csv
+
+METRICS = ("pesq_wb", "stoi")
+
+
+def _scored(folder, gain, utterances=30, zero_mean=False, nan=()):
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    rows = [
+        {"utt": f"u{i:03d}", "seconds": 2.0, "pesq_wb": 2.0 + gain + 0.3 * generator.standard_normal(), "stoi": 0.9}
+        for i in range(utterances)
+    ]
+    for index in nan:
+        rows[index]["pesq_wb"] = float("nan")
+    write_csv(folder / "scores.csv", rows, METRICS)
+    summary = {**summarise(rows, METRICS), "si_sdr_zero_mean": zero_mean, "ref_channel": 0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return rows
+
+
+@pytest.fixture
+def exp(tmp_path):
+    _scored(tmp_path / "noisy", 0.0)
+    _scored(tmp_path / "teacher" / "scored", 1.0)
+    _scored(tmp_path / "student-kd" / "scored", 0.8)
+    _scored(tmp_path / "student" / "scored", 0.6)
+    complexity = {"parameters": 3218118, "gmacs_per_second": 9.5, "gmacs_per_second_with_recurrent": 13.25}
+    (tmp_path / "teacher" / "complexity.json").write_text(json.dumps(complexity))
+    return tmp_path
+
+
+def _systems(exp):
+    return [
+        f"--system=teacher={exp}/teacher/scored:{exp}/teacher",
+        f"--system=student-kd={exp}/student-kd/scored:{exp}/student-kd",
+        f"--system=student={exp}/student/scored",
+        f"--system=noisy={exp}/noisy",
+    ]
+
+
+def _run(exp, *options):
+    assert main(["--out", str(exp / "RESULTS.md"), *options]) == 0
+    return (exp / "RESULTS.md").read_text(), json.loads((exp / "results.json").read_text())
+
+
+def _rows(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+
+
+def test_noisy_comes_first_and_values_are_those_of_the_summary(exp):
+    text, content = _run(exp, *_systems(exp), "--title", "Corpus")
+    header, rule, *rows = _rows(text)
+    assert "# Corpus" in text.splitlines()
+    assert [row[0] for row in rows] == ["noisy", "teacher", "student-kd", "student"]
+    assert [system["name"] for system in content["systems"]] == ["noisy", "teacher", "student-kd", "student"]
+    assert header[1:3] == ["WB-PESQ", "STOI [%]"] and {len(row) for row in rows} == {len(header)} == {len(rule)}
+    summary = json.loads((exp / "teacher" / "scored" / "summary.json").read_text())["metrics"]["pesq_wb"]
+    assert rows[1][1] == f"{summary['mean']:.3f} [{summary['low']:.3f}, {summary['high']:.3f}]"
+    assert rows[1][2] == "90.00 [90.00, 90.00]"
+    assert rows[1][3:] == ["3,218,118", "9.50", "13.25"] and rows[2][3:] == ["–"] * 3
+    assert content["systems"][1]["complexity"]["parameters"] == 3218118
+
+
+def test_differences(exp):
+    text, content = _run(exp, *_systems(exp), "--baseline", "student", "--compare", "student-kd-student")
+    assert [row[0] for row in _rows(text)[-2:]] == ["teacher - student", "student-kd - student"]
+    generator = np.random.default_rng(0)
+    base = 0.3 * generator.standard_normal(30)
+    expected = paired_difference(2.8 + base, 2.6 + base)
+    measured = content["differences"][1]["metrics"]["pesq_wb"]
+    assert measured["mean"] == pytest.approx(expected.mean) and measured["share_positive"] == 1.0
+    assert _rows(text)[-1][1] == "+0.200 [+0.200, +0.200]"
+
+
+def test_only_the_date_changes(exp):
+    texts = [_run(exp, *_systems(exp))[0] for _ in range(2)]
+    assert len({re.sub(r"- date: .*", "", text) for text in texts}) == 1
+
+
+def test_environment_notes_commands_and_media(exp):
+    (exp / "pictures" / "teacher").mkdir(parents=True)
+    for name in ("teacher/a b.png", "a.flac", "readme.txt"):
+        (exp / "pictures" / name).write_bytes(b"x")
+    options = ("--note", "valid = p226, p287", "--command", "./run.sh --stage 1", "--pictures", f"{exp}/pictures")
+    text, content = _run(exp, *_systems(exp), *options)
+    for line in ("- valid = p226, p287", "./run.sh --stage 1", "- [a.flac](pictures/a.flac)"):
+        assert line in text.splitlines()
+    assert "![a b](pictures/teacher/a%20b.png)" in text and "readme" not in text
+    for key in ("date", "python", "espnet", "torch", "platform", "git_hash", "git_dirty"):
+        assert key in content["environment"]
+    assert content["notes"] == ["valid = p226, p287"] and content["commands"] == ["./run.sh --stage 1"]
+
+
+def test_undefined_scores_show(exp):
+    _scored(exp / "holes", 0.5, nan=(1, 2))
+    _scored(exp / "empty", 0.5, nan=range(30))
+    text, _ = _run(exp, *_systems(exp), f"--system=holes={exp}/holes", f"--system=empty={exp}/empty")
+    assert _rows(text)[-2][1].endswith("(2 undefined)") and _rows(text)[-1][1] == "–"
+
+
+def test_every_default_metric_has_a_column():
+    from i2srf_kd.metrics import dnsmos, utterance
+
+    assert set(COLUMNS) == {*utterance.DEFAULT, *dnsmos.METRICS}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--compare", "student-other"], "--compare student-other: does not name two systems"),
+        (["--baseline", "other"], "--baseline other: not among"),
+        (["--system", "x"], "--system x: expected NAME=SCORED_DIR"),
+        (["--system", "x=absent"], "absent/summary.json: no such file"),
+        (["--system", "x={exp}/noisy:absent"], "absent is no folder"),
+        (["--system", "noisy={exp}/noisy"], "system noisy is given twice"),
+        (["--pictures", "absent"], "--pictures absent: no such folder"),
+        (["--system", "x={exp}/short"], "system x was scored on other utterances than noisy .5 differ, such as u025"),
+        (["--system", "x={exp}/mean"], "scored with another si_sdr_zero_mean"),
+    ],
+)
+def test_messages(exp, options, message):
+    _scored(exp / "short", 0.0, utterances=25)
+    _scored(exp / "mean", 0.0, zero_mean=True)
+    with pytest.raises(UserError, match=message):
+        main(["--out", str(exp / "RESULTS.md"), *_systems(exp), *[text.format(exp=exp) for text in options]])
+    assert not (exp / "RESULTS.md").exists()
+
+
+def test_mixture_row_is_required(exp):
+    with pytest.raises(UserError, match="no system called noisy"):
+        main(["--out", str(exp / "RESULTS.md"), f"--system=teacher={exp}/teacher/scored"])
+
+
+def test_ambiguous_comparison_is_refused(exp):
+    extra = [f"--system={name}={exp}/student/scored" for name in ("a", "a-b", "b-c", "c")]
+    with pytest.raises(UserError, match="--compare a-b-c: can be read in several ways"):
+        main(["--out", str(exp / "RESULTS.md"), *_systems(exp), *extra, "--compare", "a-b-c"])
+
+
+def test_folders_may_have_colons_and_marks_in_their_names(exp):
+    root = exp / "a:b"
+    for name, gain in (("noisy", 0.0), ("teacher/scored", 1.0)):
+        _scored(root / name, gain)
+    (root / "teacher/complexity.json").write_text(json.dumps({"parameters": 12345}))
+    (root / "what #1 (50%).png").write_bytes(b"")
+    systems = [f"--system=noisy={root}/noisy", f"--system=teacher={root}/teacher/scored:{root}/teacher"]
+    text, content = _run(root, *systems, "--pictures", str(root))
+    assert content["systems"][1]["complexity"]["parameters"] == 12345
+    assert "](what%20%231%20%2850%25%29.png)" in text

@@ -1,0 +1,185 @@
+"""The scoring command: shards, processes, summaries and its messages."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from i2srf_kd.bin.score import main
+from i2srf_kd.errors import UserError
+from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
+
+FAST = ["--metrics", "ssnr", "si_sdr"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five pairs of noise in a Kaldi folder; the folder's name holds a space."""
+    folder = tmp_path / "some data"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for kind, level in (("spk1", 0.0), ("wav", 0.05)):
+        lines = []
+        for index in range(5):
+            path = folder / f"{kind}_{index}.wav"
+            clean = 0.1 * np.random.default_rng(index).standard_normal(8000 + 100 * index)
+            soundfile.write(path, clean + level * generator.standard_normal(len(clean)), 16000)
+            lines.append(f"utt{index} {path}\n")
+        (folder / f"{kind}.scp").write_text("".join(lines))
+    return folder
+
+
+def _score(data, out, *options, scp="wav.scp"):
+    return main([str(data), str(data / scp), str(out), *options])
+
+
+def _edit(data, scp, change):
+    path = data / scp
+    path.write_text(change(path.read_text()))
+
+
+def test_scores_and_summary(data, tmp_path, capsys):
+    assert _score(data, tmp_path / "out", *FAST) == 0
+    with open(tmp_path / "out" / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["utt"] for row in rows] == [f"utt{i}" for i in range(5)]
+    for index, row in enumerate(rows):
+        clean, noisy = (soundfile.read(data / f"{kind}_{index}.wav")[0] for kind in ("spk1", "wav"))
+        expected = score_utterance(clean, noisy, 16000, ("ssnr", "si_sdr"))
+        assert {name: float(row[name]) for name in expected} == expected
+        assert float(row["seconds"]) == len(clean) / 16000
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    interval = mean_with_interval([float(row["ssnr"]) for row in rows])
+    assert summary["metrics"]["ssnr"] == interval._asdict()
+    assert summary["utterances"] == 5 and summary["seconds"] == pytest.approx(41000 / 16000)
+    assert "5 utterances" in capsys.readouterr().out
+
+
+def test_shards_equal_the_whole(data, tmp_path):
+    _score(data, tmp_path / "whole", *FAST)
+    for index in (3, 1, 2):
+        _score(data, tmp_path / "parts", *FAST, "--shard", f"{index}/3")
+    assert not (tmp_path / "parts" / "scores.csv").exists()
+    _score(data, tmp_path / "parts", *FAST, "--collect", "3")
+    for name in ("scores.csv", "summary.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_processes_equal_one(data, tmp_path):
+    _score(data, tmp_path / "one", *FAST)
+    _score(data, tmp_path / "two", *FAST, "--nj", "2")
+    assert (tmp_path / "one" / "scores.csv").read_bytes() == (tmp_path / "two" / "scores.csv").read_bytes()
+
+
+def test_undefined_scores_are_counted(data, tmp_path):
+    soundfile.write(data / "wav_2.wav", np.zeros(8200), 16000)
+    _score(data, tmp_path / "out", "--metrics", "si_sdr")
+    metric = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]["si_sdr"]
+    assert (metric["n"], metric["n_nan"]) == (4, 1) and metric["mean"] is not None
+
+
+def test_summary_is_strict_json_without_any_defined_score(data, tmp_path):
+    for index in range(5):
+        soundfile.write(data / f"wav_{index}.wav", np.zeros(8000 + 100 * index), 16000)
+    _score(data, tmp_path / "out", "--metrics", "si_sdr")
+    text = (tmp_path / "out" / "summary.json").read_text()
+    assert "NaN" not in text and json.loads(text)["metrics"]["si_sdr"]["mean"] is None
+
+
+def test_reference_channel_of_a_microphone_array(data, tmp_path):
+    _score(data, tmp_path / "mono", *FAST)
+    for index in range(5):
+        wave, _ = soundfile.read(data / f"wav_{index}.wav")
+        soundfile.write(data / f"wav_{index}.wav", np.stack([0 * wave, 0 * wave, wave, 0 * wave], 1), 16000)
+    _score(data, tmp_path / "array", *FAST, "--ref_channel", "2")
+    assert (tmp_path / "mono" / "scores.csv").read_bytes() == (tmp_path / "array" / "scores.csv").read_bytes()
+    with pytest.raises(UserError, match="utterance utt0: .*wav_0.wav has 4 channels, so --ref_channel 4"):
+        _score(data, tmp_path / "array", *FAST, "--ref_channel", "4")
+
+
+def _last_lost(text):
+    return "".join(text.splitlines(True)[:-1])
+
+
+@pytest.mark.parametrize(
+    "scp, change, message",
+    [
+        ("wav.scp", _last_lost, "lacks 1 of .*spk1.scp: utterance utt4"),
+        ("spk1.scp", _last_lost, "has 1 that are not in .*: utterance utt4"),
+        ("wav.scp", lambda text: "utt0 cat x.wav |\n", "commands .*utterance utt0"),
+        ("wav.scp", lambda text: text + "utt5\n", "wav.scp:6"),
+        ("wav.scp", lambda text: "", "no utterances"),
+        ("wav.scp", lambda text: text.replace("wav_3", "gone_3"), "utterance utt3: .*gone_3.wav"),
+    ],
+)
+def test_wrong_lists_are_named(data, tmp_path, scp, change, message):
+    _edit(data, scp, change)
+    with pytest.raises(UserError, match=message):
+        _score(data, tmp_path / "out", *FAST)
+
+
+def test_wrong_audio_is_named(data, tmp_path):
+    soundfile.write(data / "wav_1.wav", np.ones(5000), 16000)
+    with pytest.raises(UserError, match="utterance utt1: reference has 8100 samples but estimate has 5000"):
+        _score(data, tmp_path / "out", *FAST)
+    soundfile.write(data / "wav_1.wav", np.ones(8100), 8000)
+    with pytest.raises(UserError, match="utterance utt1: .* has 16000 Hz but .*wav_1.wav has 8000 Hz"):
+        _score(data, tmp_path / "out", *FAST)
+    soundfile.write(data / "wav_1.wav", np.full(8100, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="utterance utt1: .*wav_1.wav"):
+        _score(data, tmp_path / "out", *FAST, "--nj", "2")
+
+
+def test_collect_refuses_incomplete_and_foreign_shards(data, tmp_path):
+    out = tmp_path / "out"
+    _score(data, out, *FAST, "--shard", "1/2")
+    with pytest.raises(UserError, match=r"1 of 2 shards are not there, such as .*2-of-2.csv"):
+        _score(data, out, *FAST, "--collect", "2")
+    _score(data, out, "--metrics", "si_sdr", "--shard", "2/2")
+    with pytest.raises(UserError, match="utterance utt1 was scored with other metrics"):
+        _score(data, out, *FAST, "--collect", "2")
+    shards = out / "shards"
+    (shards / "2-of-2.csv").write_bytes((shards / "1-of-2.csv").read_bytes())
+    with pytest.raises(UserError, match="do not hold each utterance once"):
+        _score(data, out, *FAST, "--collect", "2")
+
+
+def test_failed_shard_leaves_no_old_one(data, tmp_path):
+    _score(data, tmp_path / "out", *FAST, "--shard", "1/1")
+    soundfile.write(data / "wav_1.wav", np.ones(5000), 16000)
+    with pytest.raises(UserError):
+        _score(data, tmp_path / "out", *FAST, "--shard", "1/1")
+    assert not (tmp_path / "out" / "shards" / "1-of-1.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--shard", "3/2"], "--shard 3/2"),
+        (["--shard", "1/2", "--collect", "2"], "two separate calls"),
+        (["--nj", "0"], "--nj 0"),
+        (["--ref_channel", "-1"], "counted from 0"),
+        (["--dnsmos_model", "absent.onnx"], "absent.onnx: no such file"),
+    ],
+)
+def test_wrong_options_are_named(data, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        _score(data, tmp_path / "out", *options)
+
+
+def test_real_pairs_with_all_metrics(audio_dir, tmp_path):
+    names = [path.stem for path in sorted((audio_dir / "test" / "clean").glob("*.wav"))][11:17]
+    for scp, kind in (("spk1.scp", "clean"), ("wav.scp", "noisy")):
+        lines = [f"{name} {audio_dir / 'test' / kind / name}.wav\n" for name in names]
+        (tmp_path / scp).write_text("".join(lines))
+    main([str(tmp_path), str(tmp_path / "wav.scp"), str(tmp_path / "noisy")])
+    main([str(tmp_path), str(tmp_path / "spk1.scp"), str(tmp_path / "clean")])
+    noisy, clean = (
+        json.loads((tmp_path / kind / "summary.json").read_text())["metrics"] for kind in ("noisy", "clean")
+    )
+    assert tuple(noisy) == DEFAULT
+    for name in DEFAULT:
+        assert noisy[name]["n"] == len(names) == 6 and noisy[name]["mean"] < clean[name]["mean"]

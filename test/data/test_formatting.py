@@ -1,0 +1,253 @@
+"""Formatting: rates, formats, shards, repetition and bad audio."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from i2srf_kd.audio.io import probe, read_audio
+from i2srf_kd.data import formatting
+from i2srf_kd.data.formatting import FormatOptions, collect, format_data, format_shard
+from i2srf_kd.data.kaldi_dir import DataDir, read_table
+from i2srf_kd.errors import UserError
+
+FS = 16000
+RANDOM = np.random.default_rng(0)
+
+
+def noise(n_samples: int = 4000, channels: int = 1) -> np.ndarray:
+    shape = (n_samples,) if channels == 1 else (n_samples, channels)
+    return RANDOM.uniform(-0.5, 0.5, shape)
+
+
+def make_data(folder, signals, fs=FS, subtype="PCM_16"):
+    """A data folder from ``{utterance: (mixture, reference)}``; a signal may be bytes for the file itself."""
+    data = DataDir({}, {}, {}, {"utt2snr": {}})
+    for utt_id, pair in signals.items():
+        for kind, table, signal in (("noisy", data.wav, pair[0]), ("clean ü", data.spk1, pair[1])):
+            path = folder / kind / f"{utt_id}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(signal, bytes):
+                path.write_bytes(signal)
+            else:
+                soundfile.write(path, signal, fs, subtype=subtype)
+            table[utt_id] = str(path)
+        data.utt2spk[utt_id] = utt_id[0]
+        data.extra["utt2snr"][utt_id] = "5"
+    data.write(folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture
+def good(tmp_path):
+    return make_data(tmp_path, {f"{'ab'[i % 2]}{i}": (noise(), noise()) for i in range(5)})
+
+
+def tree(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".wav")}
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "wav"])
+def test_audio_of_the_right_rate_is_unchanged(good, tmp_path, audio_format):
+    out = tmp_path / "dump ü" / "train"
+    data = format_data(good, out, FormatOptions(FS, audio_format))
+    source = DataDir.read(good)
+    assert data == DataDir.read(out)
+    for utt_id in source.wav:
+        for before, after in ((source.wav, data.wav), (source.spk1, data.spk1)):
+            assert np.array_equal(read_audio(before[utt_id])[0], read_audio(after[utt_id])[0])
+            assert after[utt_id].endswith(audio_format)
+    assert set(data.extra["utt2num_samples"].values()) == {"4000"}
+    assert data.extra["utt2snr"] == source.extra["utt2snr"] and data.utt2spk == source.utt2spk
+    assert (out / "dropped.tsv").read_text() == ""
+
+
+@pytest.mark.parametrize("fs", [8000, 44100, 48000])
+def test_any_rate_becomes_the_wanted_one(tmp_path, fs):
+    folder = make_data(tmp_path, {"a": (noise(4001), noise(4001)), "s": (noise(4001, 2), noise(4001, 2))}, fs=fs)
+    data = format_data(folder, tmp_path / "out", FormatOptions(FS))
+    expected = -(-4001 * FS // fs)
+    assert data.extra["utt2num_samples"] == {"a": str(expected), "s": str(expected)}
+    for table in (data.wav, data.spk1):
+        assert probe(table["a"])[:3] == (expected, FS, 1) and probe(table["s"])[:3] == (expected, FS, 2)
+
+
+def test_8_bit_and_clipped_audio_is_formatted(tmp_path):
+    folder = make_data(tmp_path, {"a": (5 * noise(), noise())}, subtype="PCM_U8")
+    assert len(format_data(folder, tmp_path / "out", FormatOptions())) == 1
+
+
+def test_shards_together_equal_one_run(good, tmp_path):
+    options = FormatOptions()
+    whole = format_data(good, tmp_path / "whole", options)
+    for index in (3, 1, 2):
+        format_shard(good, tmp_path / "parts", options, index, 3)
+    parts = collect(good, tmp_path / "parts", options, 3)
+    assert parts.utterances == whole.utterances and parts.extra == whole.extra
+    for utt_id in whole.wav:
+        with open(whole.wav[utt_id], "rb") as a, open(parts.wav[utt_id], "rb") as b:
+            assert a.read() == b.read()
+
+
+def test_several_processes_equal_one(good, tmp_path):
+    one = format_data(good, tmp_path / "one", FormatOptions())
+    two = format_data(good, tmp_path / "two", FormatOptions(), nj=2)
+    assert [os.path.basename(path) for path in two.wav.values()] == [os.path.basename(p) for p in one.wav.values()]
+    assert two.extra == one.extra
+
+
+def test_collecting_too_early_or_with_other_options(good, tmp_path):
+    format_shard(good, tmp_path / "out", FormatOptions(), 1, 2)
+    with pytest.raises(UserError, match="shard 2/2 is missing; run it again with --shard 2/2"):
+        collect(good, tmp_path / "out", FormatOptions(), 2)
+    assert not (tmp_path / "out" / "wav.scp").exists()
+    format_shard(good, tmp_path / "out", FormatOptions(), 2, 2)
+    with pytest.raises(UserError, match="made with other options"):
+        collect(good, tmp_path / "out", FormatOptions(8000), 2)
+    DataDir.read(good).subset(["a0"]).write(good)
+    with pytest.raises(UserError, match="has changed since it was formatted"):
+        collect(good, tmp_path / "out", FormatOptions(), 2)
+
+
+def test_more_shards_than_utterances(good, tmp_path):
+    for index in range(1, 8):
+        format_shard(good, tmp_path / "out", FormatOptions(), index, 7)
+    assert len(collect(good, tmp_path / "out", FormatOptions(), 7)) == 5
+
+
+def test_finished_audio_is_kept_and_changed_audio_made_again(good, tmp_path):
+    out = tmp_path / "out"
+    format_data(good, out, FormatOptions())
+    before = tree(out)
+    format_shard(good, out, FormatOptions(), 1, 2)
+    format_shard(good, out, FormatOptions(), 2, 2)
+    collect(good, out, FormatOptions(), 2)
+    assert tree(out) == before and len(before) == 10
+
+    source = DataDir.read(good)
+    soundfile.write(source.wav["a0"], noise(), FS)
+    data = DataDir.read(out)
+    with open(data.spk1["b1"], "r+b") as file:
+        file.truncate(100)
+    os.unlink(data.wav["a2"])
+    format_data(good, out, FormatOptions())
+    changed = {path.name for path, time in tree(out).items() if time != before[path]}
+    assert changed == {"a0.flac", "b1.flac", "a2.flac"}
+    assert np.array_equal(read_audio(data.wav["a0"])[0], read_audio(source.wav["a0"])[0])
+    assert probe(data.spk1["b1"]).frames == 4000
+
+    format_data(good, out, FormatOptions(8000))
+    assert probe(data.wav["a0"]).fs == 8000
+
+
+def test_interrupted_run_continues(good, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_audio, written = formatting.write_audio, []
+
+    def interrupted(path, *args):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_audio(path, *args)
+
+    monkeypatch.setattr(formatting, "_SAVE_EVERY", 1)
+    monkeypatch.setattr(formatting, "write_audio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        format_data(good, out, FormatOptions())
+    with pytest.raises(UserError, match="shard 1/1 is unfinished"):
+        collect(good, out, FormatOptions())
+    before = tree(out)
+    monkeypatch.undo()
+    assert len(format_data(good, out, FormatOptions())) == 5
+    kept = [path for path, time in before.items() if tree(out)[path] == time]
+    assert len(kept) == 4, "the two finished pairs are kept, the half-finished one is made again"
+
+
+def test_broken_pairs_are_all_named_and_the_others_written(tmp_path):
+    nan = noise()
+    nan[7] = np.nan
+    signals = {
+        "good": (noise(), noise()),
+        "longer": (noise(4001), noise()),
+        "nan": (nan, noise()),
+        "page": (b"<html>", noise()),
+        "zero": (noise(), b""),
+    }
+    folder = make_data(tmp_path, signals, subtype="FLOAT")
+    os.unlink(DataDir.read(folder).wav["page"])
+    data = DataDir.read(folder)
+    soundfile.write(data.wav["page"], noise(8000), 2 * FS, subtype="FLOAT")
+    data.wav["gone"] = data.spk1["gone"] = str(tmp_path / "gone.wav")
+    data.utt2spk["gone"] = "g"
+    data.write(folder)
+    with pytest.raises(UserError) as error:
+        format_data(folder, tmp_path / "out", FormatOptions())
+    message = str(error.value)
+    assert "5 of 6 utterances are broken" in message
+    for expected in (
+        "longer: different length",
+        "4001 samples",
+        "nan: ",
+        "the first at sample 7",
+        "page: different rate",
+        "32000 Hz",
+        "zero.wav: empty file",
+        "gone.wav: No such file",
+    ):
+        assert expected in message
+    assert (tmp_path / "out" / "audio" / "noisy" / "good.flac").exists()
+    with pytest.raises(UserError, match="5 of 6"):
+        collect(folder, tmp_path / "out", FormatOptions())
+    data.subset(["good"]).write(folder)
+    assert len(format_data(folder, tmp_path / "out", FormatOptions())) == 1
+
+
+def test_silent_and_empty_pairs_are_dropped_and_listed(tmp_path, caplog):
+    zeros = np.zeros(4000)
+    signals = {
+        "ok": (noise(), noise()),
+        "empty": (np.zeros(0), np.zeros(0)),
+        "offset": (noise(), zeros + 0.25),
+        "silent": (zeros, zeros),
+    }
+    folder = make_data(tmp_path, signals)
+    with caplog.at_level(logging.WARNING):
+        data = format_data(folder, tmp_path / "out", FormatOptions())
+    assert data.utterances == ["ok"] and list(data.extra["utt2snr"]) == ["ok"]
+    dropped = (tmp_path / "out" / "dropped.tsv").read_text().splitlines()
+    assert dropped == ["empty\tno samples", "offset\tsilent reference", "silent\tsilent mixture and reference"]
+    assert "3 of 4 utterances dropped" in caplog.text
+    assert read_table(tmp_path / "out" / "utt2num_samples") == {"ok": "4000"}
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    folder = make_data(tmp_path, {"a": (np.zeros(10), np.zeros(10))})
+    with pytest.raises(UserError, match="no utterance is usable.*dropped.tsv"):
+        format_data(folder, tmp_path / "out", FormatOptions())
+
+
+def test_many_channels(tmp_path):
+    folder = make_data(tmp_path, {"a": (noise(500, 9), noise(500))})
+    with pytest.raises(UserError, match="a: .*9 channels, but FLAC holds at most 8: give --audio_format wav"):
+        format_data(folder, tmp_path / "out", FormatOptions())
+    data = format_data(folder, tmp_path / "out", FormatOptions(audio_format="wav"))
+    assert probe(data.wav["a"]).channels == 9 and probe(data.spk1["a"]).channels == 1
+
+
+def test_bad_options(good, tmp_path):
+    with pytest.raises(UserError, match="--fs 0"):
+        format_data(good, tmp_path / "out", FormatOptions(0))
+    with pytest.raises(UserError, match="--audio_format mp3"):
+        format_data(good, tmp_path / "out", FormatOptions(FS, "mp3"))
+    with pytest.raises(UserError, match="--nj 0"):
+        format_data(good, tmp_path / "out", FormatOptions(), nj=0)
+    with pytest.raises(UserError, match="same folder"):
+        format_data(good, good, FormatOptions())
+    data = DataDir.read(good)
+    for table in (data.wav, data.spk1, data.utt2spk):
+        table["x/y"] = "z"
+    data.write(good)
+    with pytest.raises(UserError, match="x/y: ids become file names"):
+        format_data(good, tmp_path / "out", FormatOptions())

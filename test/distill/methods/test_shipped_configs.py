@@ -1,0 +1,85 @@
+"""Every shipped configuration in the real training model: it learns, spares the teacher, and leaves no trace."""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+import yaml
+
+from i2srf_kd.espnet.loading import TRAINING_ONLY_PREFIXES
+from i2srf_kd.espnet.task import DistillEnhancementTask
+
+CONFIGS = Path(__file__).resolve().parents[3] / "egs" / "voicebank" / "conf" / "distill"
+STFT_CONF = {"n_fft": 128, "hop_length": 64}
+NARROW = {"middle_channels": 4, "embedding_size": 4}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Dict[str, Any]:
+    return DistillEnhancementTask.get_default_config()
+
+
+def options(defaults: Dict[str, Any], channels: int, blocks: int, **changes: Any) -> argparse.Namespace:
+    network = {
+        "encoder": "stft",
+        "encoder_conf": STFT_CONF,
+        "decoder": "stft",
+        "decoder_conf": STFT_CONF,
+        "separator": "dpdcrn",
+        "separator_conf": {"channels": channels, "blocks": blocks},
+        "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {"weight": 1.0}}],
+        "init": None,
+    }
+    return argparse.Namespace(**{**copy.deepcopy(defaults), **network, **changes})
+
+
+@pytest.fixture(scope="module")
+def teacher(defaults: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
+    folder = tmp_path_factory.mktemp("teacher")
+    args = options(defaults, channels=16, blocks=2)
+    torch.manual_seed(1)
+    torch.save(DistillEnhancementTask.build_model(args).state_dict(), folder / "1epoch.pth")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
+    return {"teacher_config": str(folder / "config.yaml"), "teacher_model_file": str(folder / "1epoch.pth")}
+
+
+def batch(clips: int = 3, samples: int = 1600) -> Dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(clips, samples, generator=generator)
+    noise = torch.randn(clips, samples, generator=generator)
+    return {
+        "speech_mix": clean + 0.5 * noise,
+        "speech_ref1": clean,
+        "speech_mix_lengths": torch.full((clips,), samples),
+    }
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_few_steps(config: Path, defaults: Dict[str, Any], teacher: Dict[str, str]) -> None:
+    distill = yaml.safe_load(config.read_text())
+    conf = distill.get("method_conf") or {}
+    distill["method_conf"] = {**conf, **{option: NARROW[option] for option in NARROW if option in conf}}
+    distill.pop("kd_only_steps", None)
+    torch.manual_seed(0)
+    model = DistillEnhancementTask.build_model(options(defaults, 8, 1, distill=distill, **teacher)).train()
+    before = copy.deepcopy(model.teacher.model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        loss, stats, _ = model(**batch())
+        optimizer.zero_grad()
+        loss.backward()
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing, f"DDP refuses parameters without a gradient: {missing}"
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert torch.isfinite(stats["kd"]) and losses[-1] < losses[0]
+    for name, value in model.teacher.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    # Without the distillation's own keys, nothing is left but the undistilled student.
+    plain = DistillEnhancementTask.build_model(options(defaults, 8, 1)).state_dict()
+    kept = {k for k in model.state_dict() if not k.startswith(TRAINING_ONLY_PREFIXES)}
+    assert kept == set(plain)

@@ -1,0 +1,284 @@
+"""The ESPnet side of a distillation: who owns what, who is frozen, which teachers fit, what is refused."""
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+import yaml
+from espnet2.enh.decoder.stft_decoder import STFTDecoder
+from espnet2.enh.encoder.stft_encoder import STFTEncoder
+from espnet2.enh.separator.abs_separator import AbsSeparator
+from espnet2.tasks.enh import EnhancementTask, separator_choices
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.loading import ESPnetWindowEnhancer, load_espnet_model
+from i2srf_kd.espnet.model import DistillEnhancementModel
+from i2srf_kd.espnet.registry import register, register_all
+from i2srf_kd.espnet.separator import DPDCRNSeparator
+from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.nets import STFT
+
+ROOT = Path(__file__).parents[2]
+STFT_CONF = {"n_fft": 128, "hop_length": 64}
+BSRNN_TAPS = {
+    "encoder": ["separator.bsrnn.band_split"],
+    "dual_path": ["separator.bsrnn.norm_time.0", "separator.bsrnn.norm_time.1"],
+    "decoder": [{"module": "separator", "layout": "BTF", "output": [0, 0]}],
+}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Dict[str, Any]:
+    return DistillEnhancementTask.get_default_config()
+
+
+def options(defaults: Dict[str, Any], **changes: Any) -> argparse.Namespace:
+    base = {
+        "encoder": "stft",
+        "encoder_conf": STFT_CONF,
+        "decoder": "stft",
+        "decoder_conf": STFT_CONF,
+        "separator": "dpdcrn",
+        "separator_conf": {"channels": 8, "blocks": 1},
+        "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {"weight": 1.0}}],
+        "init": None,
+    }
+    return argparse.Namespace(**{**copy.deepcopy(defaults), **base, **changes})
+
+
+def save_experiment(folder: Path, args: argparse.Namespace, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    model = DistillEnhancementTask.build_model(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
+    torch.save(model.state_dict(), folder / "1epoch.pth")
+    (folder / "latest.pth").symlink_to("1epoch.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(defaults: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    args = options(defaults, separator_conf={"channels": 16, "blocks": 2})
+    return save_experiment(tmp_path_factory.mktemp("teacher"), args, seed=1)
+
+
+def distilled(defaults: Dict[str, Any], teacher: Path, **distill: Any) -> argparse.Namespace:
+    section = {"method": "i2srf_tfckd", "method_conf": {"middle_channels": 4}, "weight": 0.5, **distill}
+    files = {"teacher_config": str(teacher / "config.yaml"), "teacher_model_file": str(teacher / "1epoch.pth")}
+    return options(defaults, distill=section, **files)
+
+
+def batch(samples: int = 4000, clips: int = 2, channels: int = 0) -> Dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (clips, samples, channels) if channels else (clips, samples)
+    return {
+        "speech_mix": torch.randn(shape, generator=generator),
+        "speech_ref1": torch.randn(clips, samples, generator=generator),
+        "speech_mix_lengths": torch.full((clips,), samples),
+    }
+
+
+def test_distillation_is_owned_and_the_teacher_is_not(defaults: Dict[str, Any], teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(defaults, teacher))
+    assert isinstance(model, DistillEnhancementModel)
+    names = [name for name, _ in model.named_parameters()]
+    assert any(name.startswith("distillation.") for name in names)
+    assert sum(p.numel() for p in model.separator.parameters()) == sum(
+        p.numel() for n, p in model.named_parameters() if not n.startswith("distillation.")
+    )
+    before = copy.deepcopy(model.teacher.model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss, stats, _ = model.train()(**batch())
+    loss.backward()
+    assert not model.teacher.model.training
+    assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad), "DDP refuses these"
+    optimizer.step()
+    for name, value in model.teacher.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    expected = {"compressed_spectrum", "kd", "loss"} | {
+        f"kd_{t}" for t in ("inter", "intra_encoder", "intra_dual_path", "intra_decoder")
+    }
+    assert set(stats) == expected
+    torch.testing.assert_close(stats["loss"], stats["compressed_spectrum"] + 0.5 * stats["kd"])
+
+
+def test_teacher_follows_dtype(defaults: Dict[str, Any], teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(defaults, teacher)).double()
+    assert {p.dtype for p in model.teacher.model.parameters()} == {torch.float64}
+
+
+def test_the_student_starts_alike_with_and_without_teacher(defaults: Dict[str, Any], teacher: Path) -> None:
+    torch.manual_seed(3)
+    plain = DistillEnhancementTask.build_model(options(defaults)).state_dict()
+    torch.manual_seed(3)
+    learned = DistillEnhancementTask.build_model(distilled(defaults, teacher)).state_dict()
+    for name, value in plain.items():
+        assert torch.equal(value, learned[name]), name
+
+
+def test_schedule_changes_the_loss_in_training_only(defaults: Dict[str, Any], teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(defaults, teacher, kd_only_steps=1))
+    _, kd_only, _ = model.train()(**batch())
+    torch.testing.assert_close(kd_only["loss"], 0.5 * kd_only["kd"])
+    _, both, _ = model(**batch())
+    torch.testing.assert_close(both["loss"], both["compressed_spectrum"] + 0.5 * both["kd"])
+    assert int(model.distiller.steps) == 2
+    model.eval()(**batch())
+    assert int(model.distiller.steps) == 2
+
+
+def test_a_teacher_of_another_kind(defaults: Dict[str, Any], tmp_path: Path) -> None:
+    conf = {"num_channels": 8, "num_layers": 2, "target_fs": 16000, "subbands": [[5 * k, 5 * k + 4] for k in range(13)]}
+    args = options(defaults, separator="bsrnn", separator_conf=conf)
+    bsrnn = save_experiment(tmp_path / "bsrnn", args)
+    with pytest.raises(UserError, match="does not announce features"):
+        DistillEnhancementTask.build_model(distilled(defaults, bsrnn))
+    model = DistillEnhancementTask.build_model(distilled(defaults, bsrnn, teacher_taps=BSRNN_TAPS))
+    loss, stats, _ = model.train()(**batch())
+    loss.backward()
+    assert {"kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder", "kd_inter"} <= set(stats)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    loaded, _ = load_espnet_model(bsrnn / "config.yaml", bsrnn / "1epoch.pth")
+    assert ESPnetWindowEnhancer(loaded, 16000).enhance_window(torch.randn(1, 4000)).shape == (1, 4000)
+
+
+def test_a_distilled_student_loads_without_its_teacher(defaults: Dict[str, Any], teacher: Path, tmp_path: Path) -> None:
+    student = save_experiment(tmp_path / "student", distilled(defaults, teacher))
+    model, _ = load_espnet_model(student / "config.yaml", student / "1epoch.pth")
+    assert not any(name.startswith("distillation.") for name in model.state_dict())
+    # ESPnet's own loader takes it as well: what it does not know it leaves out.
+    plain, _ = EnhancementTask.build_model_from_file(student / "config.yaml", student / "1epoch.pth")
+    torch.testing.assert_close(plain.separator.state_dict(), model.separator.state_dict())
+
+
+@pytest.mark.parametrize("change, word", [("rename", "separator"), ("drop", "missing"), ("resize", "does not fit")])
+def test_checkpoints_of_another_network_are_refused(
+    change: str, word: str, defaults: Dict[str, Any], teacher: Path, tmp_path: Path
+) -> None:
+    state = torch.load(teacher / "1epoch.pth")
+    first = next(iter(state))
+    if change == "rename":
+        state = {name.replace("separator", "masker"): value for name, value in state.items()}
+    elif change == "drop":
+        del state[first]
+    else:
+        state[first] = torch.zeros(3)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=word):
+        load_espnet_model(teacher / "config.yaml", tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"separator_conf": {"channel": 8}}, "channel"),
+        ({"separator_conf": {"preset": "dpdcrn_huge"}}, "dpdcrn_huge.*choose one of"),
+        ({"separator_conf": {"num_spk": 2}}, "one speaker"),
+        ({"criterions": [{"name": "compressed_spectrum", "cnf": {}}]}, "cnf"),
+        ({"encoder_conf": {"nfft": 128}}, "nfft"),
+    ],
+)
+def test_typing_errors_in_the_configuration_are_named(changes: dict, word: str, defaults: Dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=word):
+        DistillEnhancementTask.build_model(options(defaults, **changes))
+
+
+def test_typing_errors_in_the_distillation_are_named(defaults: Dict[str, Any], teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no option wieght"):
+        DistillEnhancementTask.build_model(distilled(defaults, teacher, wieght=1))
+    args = options(defaults, distill={"method": "i2srf_tfckd"})
+    with pytest.raises(UserError, match="needs a teacher"):
+        DistillEnhancementTask.resolve_distillation(args)
+    args = options(defaults, distill_config=str(tmp_path / "absent.yaml"))
+    with pytest.raises(UserError, match="absent.yaml"):
+        DistillEnhancementTask.resolve_distillation(args)
+
+
+def test_distill_config_is_written_out_and_weight_zero_means_none(
+    defaults: Dict[str, Any], teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "kd.yaml").write_text("distill: {method: i2srf_tfckd, weight: 0.3}")
+    args = options(defaults, distill_config=str(tmp_path / "kd.yaml"), teacher_exp=str(teacher))
+    DistillEnhancementTask.resolve_distillation(args)
+    assert args.distill == {"method": "i2srf_tfckd", "weight": 0.3} and args.distill_config is None
+    assert Path(args.teacher_model_file).resolve() == (teacher / "1epoch.pth").resolve()
+    args = options(defaults, distill={"method": "i2srf_tfckd", "weight": 0})
+    DistillEnhancementTask.resolve_distillation(args)
+    assert args.distill == {}
+
+
+def test_core_stft_equals_espnet() -> None:
+    waveform = torch.randn(2, 5000, 2)
+    lengths = torch.tensor([5000, 5000])
+    core = STFT(512, 256)
+    spectrum, _ = STFTEncoder(n_fft=512, hop_length=256)(waveform, lengths)  # (B, T, C, F)
+    planes = core(waveform)
+    for c in range(2):
+        torch.testing.assert_close(planes[:, 2 * c], spectrum[:, :, c].real)
+        torch.testing.assert_close(planes[:, 2 * c + 1], spectrum[:, :, c].imag)
+    restored, _ = STFTDecoder(n_fft=512, hop_length=256)(spectrum[:, :, 0], lengths)
+    torch.testing.assert_close(core.inverse(planes[:, :2], 5000), restored)
+
+
+def test_multichannel_mixture(defaults: Dict[str, Any]) -> None:
+    conf = {"channels": 8, "blocks": 1, "num_mics": 4, "ref_channel": 2}
+    model = DistillEnhancementTask.build_model(options(defaults, separator_conf=conf))
+    loss, _, _ = model(**batch(channels=4))
+    assert torch.isfinite(loss)
+    with pytest.raises(ValueError, match="built for 4 microphones, the mixture has 2"):
+        model(**batch(channels=2))
+
+
+def test_registration_checks_what_espnet_does_not() -> None:
+    register_all()
+    register_all()
+    assert separator_choices.get_class("dpdcrn") is DPDCRNSeparator
+    with pytest.raises(TypeError, match="is no AbsSeparator"):
+        register(separator_choices, "linear", torch.nn.Linear)
+    with pytest.raises(ValueError, match="already"):
+        register(separator_choices, "bsrnn", type("Other", (AbsSeparator,), {}))
+    with pytest.raises(ValueError, match="lower case"):
+        register(separator_choices, "DPDCRN2", DPDCRNSeparator)
+
+
+@pytest.mark.slow
+def test_a_spawned_process_finds_the_registered_classes(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing as mp\n"
+        "from i2srf_kd.espnet.task import DistillEnhancementTask\n"
+        "def child(task, queue):\n"
+        "    from espnet2.tasks.enh import separator_choices\n"
+        "    queue.put(separator_choices.get_class('dpdcrn').__name__)\n"
+        "if __name__ == '__main__':\n"
+        "    context = mp.get_context('spawn'); queue = context.Queue()\n"
+        "    p = context.Process(target=child, args=(DistillEnhancementTask, queue)); p.start()\n"
+        "    print(queue.get(timeout=120)); p.join()\n"
+    )
+    path = tmp_path / "spawn_check.py"
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, check=True)
+    assert "DPDCRNSeparator" in done.stdout
+
+
+def test_an_utterance_of_any_length_ends_without_a_spike(defaults: Dict[str, Any], teacher: Path) -> None:
+    model, _ = load_espnet_model(teacher / "config.yaml", teacher / "1epoch.pth")
+    noise = 0.1 * torch.randn(1, 20 * 64 + 63, generator=torch.Generator().manual_seed(0))
+    enhanced = ESPnetWindowEnhancer(model, 16000).enhance_window(noise)
+    assert enhanced.shape == noise.shape and enhanced.abs().max() < 2
+
+
+def test_enhancing_does_not_run_the_teacher(defaults: Dict[str, Any], teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(defaults, teacher)).eval()
+    runs = []
+    model.teacher.model.separator.register_forward_hook(lambda *_: runs.append(1))
+    ESPnetWindowEnhancer(model, 16000).enhance_window(torch.randn(1, 4000))
+    assert not runs
+    model(**batch())
+    assert len(runs) == 1

@@ -1,0 +1,169 @@
+"""What the task refuses, records and passes on; building models is tested in test_model.py."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+import yaml
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet import task
+from i2srf_kd.espnet.task import DistillEnhancementTask
+
+STFT_CONF = {"n_fft": 128, "hop_length": 64}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Dict[str, Any]:
+    return DistillEnhancementTask.get_default_config()
+
+
+@pytest.fixture()
+def options(defaults: Dict[str, Any]) -> Any:
+    def build(**changes: Any) -> argparse.Namespace:
+        base = {
+            "encoder": "stft",
+            "encoder_conf": STFT_CONF,
+            "decoder": "stft",
+            "decoder_conf": STFT_CONF,
+            "separator": "dpdcrn",
+            "separator_conf": {"channels": 8, "heads": 2},
+            "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {}}],
+        }
+        return argparse.Namespace(**{**defaults, **base, **changes})
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"model_conf": {"normalise": True}}, "normalise"),
+        ({"criterions": [{"wrapper": "fixed_order"}]}, "a criterion has name"),
+        ({"criterions": []}, "criterions is empty"),
+        ({"separator": "tcn_nomask"}, "tcn_nomask"),
+    ],
+)
+def test_models_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+    with pytest.raises(UserError, match=word):
+        DistillEnhancementTask.build_model(options(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"optim": "adamw", "optim_conf": {"learning_rate": 1}}, "--optim adamw.*learning_rate"),
+        ({"optim": "adamw", "optim_conf": {"lr": "fast"}}, "--optim adamw"),
+        (
+            {"optim": "adamw", "optim_conf": {}, "scheduler": "steplr", "scheduler_conf": {"steps": 1}},
+            "--scheduler steplr.*steps",
+        ),
+    ],
+)
+def test_optimisers_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+    args = options(**changes)
+    with pytest.raises(UserError, match=word):
+        DistillEnhancementTask.build_optimizers(args, torch.nn.Linear(2, 2))
+
+
+def test_init_is_carried_out(options: Any) -> None:
+    torch.manual_seed(0)
+    plain = DistillEnhancementTask.build_model(options())
+    torch.manual_seed(0)
+    other = DistillEnhancementTask.build_model(options(init="xavier_uniform"))
+    name = "separator.net.encoder.down1.conv.weight"
+    assert not torch.equal(plain.state_dict()[name], other.state_dict()[name])
+
+
+def test_initial_weights_must_cover_the_model(options: Any, tmp_path: Path) -> None:
+    state = DistillEnhancementTask.build_model(options()).state_dict()
+    torch.save(state, tmp_path / "all.pth")
+    torch.save(dict(list(state.items())[:3]), tmp_path / "few.pth")
+    DistillEnhancementTask.build_model(options(init_param=[str(tmp_path / "all.pth")]))
+    with pytest.raises(UserError, match="few.pth"):
+        DistillEnhancementTask.build_model(options(init_param=[str(tmp_path / "few.pth")]))
+
+
+def test_a_gpu_in_the_configuration_and_absent_is_named(options: Any) -> None:
+    if torch.cuda.device_count() > 6:
+        pytest.skip("this machine has more GPUs than are asked for")
+    with pytest.raises(UserError, match="--ngpu 7 but this machine shows"):
+        DistillEnhancementTask.main_worker(options(ngpu=7))
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"teacher_exp": "exp/teacher"}, "--teacher_exp without"),
+        ({"distill": {"method": "i2srf_tfckd", "weight": "much"}}, "weight must be a number"),
+    ],
+)
+def test_contradicting_distillation_options_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+    with pytest.raises(UserError, match=word):
+        DistillEnhancementTask.resolve_distillation(options(**changes))
+
+
+def test_digest_follows_the_contents(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("one")
+    b.write_text("one")
+    assert task.digest([str(a)]) == task.digest([str(b)]) and len(task.digest([str(a)])) == 16
+    b.write_text("two")
+    assert task.digest([str(a)]) != task.digest([str(b)])
+    with pytest.raises(UserError, match="absent"):
+        task.digest([str(tmp_path / "absent")])
+
+
+def test_signals_are_passed_on_to_the_process_of_each_gpu() -> None:
+    def wait_for_signal(ready: Any) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+        ready.set()
+        time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=wait_for_signal, args=(ready,))
+    child.start()
+    assert ready.wait(30)
+    with task._signals_passed_on(lambda: [child]):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        child.join(30)
+    assert child.exitcode == 75
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(
+    monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    def ended(*_: Any, **__: Any) -> None:
+        raise torch.multiprocessing.ProcessExitedException("gone", error_index=0, error_pid=1, exit_code=75)
+
+    monkeypatch.setattr(task.EnhancementTask, "main", ended)
+    with pytest.raises(SystemExit) as stop:
+        DistillEnhancementTask.main(options())
+    assert stop.value.code == 75
+
+
+def test_distill_file_that_is_no_mapping_is_named(options: Any, tmp_path: Path) -> None:
+    path = tmp_path / "kd.yaml"
+    for text, word in (("[1, 2]", "must hold options"), ("a: [", "no valid YAML")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=word):
+            DistillEnhancementTask.resolve_distillation(options(distill_config=str(path)))
+    path.write_text(yaml.safe_dump({"method": "i2srf_tfckd", "weight": 0}))
+    args = options(distill_config=str(path), teacher_exp="exp/teacher")
+    DistillEnhancementTask.resolve_distillation(args)
+    assert args.distill == {} and args.teacher_exp is None
+
+
+def test_a_configuration_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [1,")
+    with pytest.raises(UserError, match="bad.yaml"):
+        DistillEnhancementTask.main(cmd=["--config", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path)])

@@ -1,0 +1,152 @@
+"""ONNX files against PyTorch, and the runtime without PyTorch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from export.trained import make_experiment, make_network
+
+from i2srf_kd.enhancer import load_enhancer
+from i2srf_kd.errors import UserError
+from i2srf_kd.export import onnx as onnx_export
+from i2srf_kd.export.bundle import export_bundle
+from i2srf_kd.export.onnx import check_onnx, export_onnx
+from i2srf_kd.export.onnx_runtime import NumpySTFT, OnnxEnhancer
+
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 microphone", "2 microphones"])
+def exported(request, tmp_path_factory):
+    """An experiment and its export; with two microphones the variance is normalised too."""
+    folder = tmp_path_factory.mktemp("onnx")
+    network = make_network(num_mics=request.param)
+    conf = {"normalize_variance": request.param == 2}
+    experiment = make_experiment(folder / "exp", network, model_conf=conf)
+    return experiment, export_bundle(experiment, folder / "model"), network
+
+
+def test_error_is_measured_and_small(exported):
+    _, report, network = exported
+    assert 0 < report.onnx_error <= 1e-4
+    assert f"{report.onnx_error:.1e} of the output's peak" in (report.path / "README.md").read_text()
+    assert check_onnx(network, report.path / "model.onnx", frames=[3, 90]) <= 1e-4
+
+
+def test_frames_and_batch_are_dynamic(exported):
+    _, report, network = exported
+    session = onnxruntime.InferenceSession(str(report.path / "model.onnx"))
+    for batch, frames in ((1, 1), (1, 55), (3, 20)):
+        mixture = noise(batch, network.input_channels, frames, 257)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(mixture)).spectrum.numpy()
+        np.testing.assert_allclose(session.run(None, {"mixture": mixture})[0], expected, atol=1e-4 * expected.max())
+
+
+def test_file_is_valid_and_describes_itself(exported):
+    _, report, network = exported
+    model = onnx.load(str(report.path / "model.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version >= 17
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert entries["weights_sha256"] == report.sha256
+    assert (entries["fs"], entries["n_fft"], entries["hop_length"]) == ("16000", "512", "256")
+
+
+@pytest.mark.parametrize("samples", [1, 300, 5000, 16000 + 255])
+def test_runtime_equals_torch(exported, samples):
+    experiment, report, network = exported
+    mics = network.input_channels // 2
+    wave = noise(samples, mics) if mics > 1 else noise(samples)
+    expected = load_enhancer(experiment)(wave, 16000)
+    found = OnnxEnhancer(report.path / "model.onnx", num_threads=1)(wave, 16000)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max() + 1e-6)
+
+
+@pytest.mark.parametrize("n_fft, hop, samples", [(512, 256, 5120), (512, 128, 3001), (320, 160, 400)])
+def test_numpy_transforms_equal_torchs(n_fft, hop, samples):
+    wave = noise(samples, 2)
+    window = torch.hann_window(n_fft, dtype=torch.float64)
+    spectrum = torch.stft(torch.from_numpy(wave.T.astype(np.float64)), n_fft, hop, window=window, return_complex=True)
+    expected = torch.view_as_real(spectrum).permute(0, 3, 2, 1).reshape(1, 4, -1, n_fft // 2 + 1)
+    transform = NumpySTFT(n_fft, hop)
+    planes = transform.forward(wave)
+    np.testing.assert_allclose(planes, expected, atol=1e-5)
+    altered = planes[:, :2] * np.linspace(0.5, 1, n_fft // 2 + 1, dtype=np.float32)
+    complex_planes = torch.complex(*torch.from_numpy(altered[0].astype(np.float64))).T
+    back = torch.istft(complex_planes, n_fft, hop, window=window, length=samples)
+    np.testing.assert_allclose(transform.inverse(altered, samples), back, atol=1e-9)
+
+
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["i2srf_kd"] = None  # importing them fails, as where they are not installed
+import numpy as np
+from onnx_enhancer import OnnxEnhancer
+wave = np.load(sys.argv[1])
+np.save(sys.argv[2], OnnxEnhancer("model.onnx")(wave, 16000))
+assert sys.modules["torch"] is sys.modules["i2srf_kd"] is None
+"""
+
+
+def test_exported_folder_works_without_torch_and_without_the_package(exported, tmp_path, monkeypatch):
+    experiment, report, network = exported
+    wave = noise(4000, network.input_channels // 2)
+    np.save(tmp_path / "in.npy", wave)
+    (tmp_path / "run.py").write_text(_WITHOUT_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(report.path))
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
+    subprocess.run(command, check=True, cwd=report.path)
+    expected = load_enhancer(experiment)(wave, 16000)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_wrong_inputs(exported, tmp_path):
+    _, report, network = exported
+    enhancer = OnnxEnhancer(report.path / "model.onnx")
+    mics = network.input_channels // 2
+    with pytest.raises(UserError, match="works at 16000 Hz, the waveform has 8000"):
+        enhancer(noise(100, mics), 8000)
+    with pytest.raises(UserError, match="floating-point"):
+        enhancer(np.zeros((100, mics), np.int16), 16000)
+    with pytest.raises(UserError, match="NaN"):
+        enhancer(np.full((100, mics), np.nan), 16000)
+    if mics > 1:
+        with pytest.raises(UserError, match="needs 2 microphones"):
+            enhancer(noise(100), 16000)
+    (tmp_path / "model.onnx").write_text("no model")
+    with pytest.raises(UserError, match=r"model\.onnx: not a readable ONNX model"):
+        OnnxEnhancer(tmp_path / "model.onnx")
+
+
+def test_file_without_description(exported, tmp_path):
+    _, report, _ = exported
+    model = onnx.load(str(report.path / "model.onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(UserError, match="lacks the entry 'fs'"):
+        OnnxEnhancer(tmp_path / "model.onnx")
+
+
+def test_a_file_that_disagrees_is_refused(tmp_path, monkeypatch):
+    """Weights that are not those of the network must be noticed, and nothing be left behind."""
+    experiment = make_experiment(tmp_path / "exp", make_network())
+    other = make_network(seed=5)
+    monkeypatch.setattr("i2srf_kd.export.bundle.export_onnx", lambda _, path, info: export_onnx(other, path, info))
+    with pytest.raises(UserError, match="the ONNX file differs"):
+        export_bundle(experiment, tmp_path / "model")
+    assert [p.name for p in tmp_path.iterdir()] == ["exp"]
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "surely_not_installed"))
+    with pytest.raises(UserError, match="needs surely_not_installed.*--onnx false"):
+        export_onnx(make_network(), tmp_path / "model.onnx", {})
