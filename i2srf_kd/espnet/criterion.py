@@ -32,9 +32,8 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
         only_for_test: bool = False,
     ):
         super().__init__(name or "compressed_spectrum", only_for_test=only_for_test)
-        self.power = power
-        self.complex_share = complex_share
-        self.floor = floor
+        # YAML reads 1e-5 as a word: it wants 1.0e-5.
+        self.power, self.complex_share, self.floor = float(power), float(complex_share), float(floor)
 
     @property
     def compute_on_mask(self) -> bool:
