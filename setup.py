@@ -21,13 +21,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["i2srf_kd", "i2srf_kd.*"]),
-    package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md"]},
+    package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2"]},
     # Enough to enhance recordings with a trained model.
     install_requires=["torch>=2.1", "numpy>=1.24", "scipy", "soundfile", "pyyaml", "tqdm"],
     extras_require={
         "metrics": ["pesq", "pystoi"],
-        "reports": ["matplotlib"],
-        "mini_corpus": ["espeakng-loader"],
+        "asr": ["transformers", "editdistance"],
+        "reports": ["matplotlib", "jinja2"],
+        "mini_corpus": ["espeakng-loader", "pyroomacoustics"],
         "export": ["onnx", "onnxruntime"],
         # Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
         "espnet": [

@@ -1,7 +1,7 @@
 """The model a user holds: waveform in, waveform out, at any rate and of any length.
 
-    enhancer = load_enhancer("exp/student")  # or a file of weights in it, or an exported folder
-    enhanced = enhancer(noisy, fs)  # (samples,) or (samples, channels) -> (samples,)
+enhancer = load_enhancer("exp/student")  # or a file of weights in it, or an exported folder
+enhanced = enhancer(noisy, fs)  # (samples,) or (samples, channels) -> (samples,)
 """
 
 import json
@@ -21,6 +21,7 @@ from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.metrics.complexity import Complexity, macs_per_second
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.stft import STFT
+from i2srf_kd.streaming_enhancer import StreamingEnhancer
 
 Waveform = Union[np.ndarray, Tensor]
 
@@ -125,6 +126,19 @@ class Enhancer(nn.Module):
             pad = (0, 0) * (speech.dim() - 2) + (0, missing)
             return self.model.enhance_window(nn.functional.pad(speech, pad))[:, :samples]
         return self.model.enhance_window(speech)
+
+    def stream(self, streams: int = 1) -> StreamingEnhancer:
+        """Enhance blocks of any size as they come, with a causal model.
+
+        Args:
+            streams: recordings side by side.
+
+        Raises:
+            UserError: the model is not causal.
+        """
+        if not isinstance(self.model, WaveformDPDCRN):
+            raise UserError("the model is no DPDCRN: only a causal DPDCRN can run on a stream")
+        return StreamingEnhancer(self.model, streams)
 
     @torch.no_grad()
     def enhance_array(self, wave: np.ndarray, fs: int) -> np.ndarray:

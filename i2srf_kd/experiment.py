@@ -164,6 +164,8 @@ class Experiment:
             "input_channels": network.input_channels,
             "n_fft": 2 * (network.bins - 1),
             "ref_channel": network.ref_channel,
+            **network.front_options,
+            **network.causal_options,
         }
 
     def build_network(self) -> DPDCRN:

@@ -27,11 +27,17 @@ ngpu=                    # GPUs for training; by default 1 where there is one, e
 num_nodes=1              # machines for training
 num_threads=             # CPU threads for training; by default all
 python=                  # Python to use; by default the environment of tools/, built on first use
+cmd_backend=             # how commands are run, see run_jobs --help; by default as cmd.sh of the recipe says
+train_tasks=             # processes of a training on each machine under Slurm; by default one per GPU
+submit=false             # leave the stages to Slurm, as jobs that wait for each other, and return
+status=false             # show how far each stage is, and run nothing
+show_options=false       # print what every option comes to, one name=value a line, and run nothing
 
 ## Folders
 datadir=data             # data folders in Kaldi style
 dumpdir=dump             # formatted audio
 expdir=exp               # models, results and logs
+logdir=                  # logs; by default logs in expdir
 corpus_dir=              # where the corpus lies; by default it is downloaded
 
 ## Data
@@ -47,7 +53,7 @@ local_data_opts=         # further options for local/data.py or local/data.sh
 ## Models
 teacher_config=conf/train_teacher.yaml # configuration of the teacher
 student_config=conf/train_student.yaml # configuration of the student, with and without distillation
-distill_config=conf/distill/i2srf_tfckd.yaml # configuration of the distillation
+distill_config=conf/distill/i2srf_tfckd.yaml # configuration of the distillation; none: train without a teacher
 teacher_tag=teacher      # folder of the teacher in expdir
 student_tag=student_kd   # folder of the distilled student in expdir
 baseline_tag=student     # folder of the undistilled student in expdir
@@ -62,6 +68,7 @@ student_args=            # further options for the trainings of the student
 inference_model=         # name of the checkpoint to enhance with; by default the command's own choice
 inference_args=          # further options for enhancement
 score_args=              # further options for scoring
+score_systems=           # score these alone (of noisy teacher student student_kd) and write no table; by default all
 results_title=           # title of RESULTS.md
 results_note=            # remark below the table, such as which speakers validate
 # end options
@@ -78,6 +85,7 @@ fi
 # shellcheck source=egs/TEMPLATE/stage_tools.sh
 . "${template}/stage_tools.sh"
 
+arguments=("$@")
 parse_options "${BASH_SOURCE[0]}" "$@"
 invocation="${RECIPE_COMMAND:-enh_kd.sh $*}" # for the record in RESULTS.md
 
@@ -106,15 +114,24 @@ fi
     fail "--stage ${stage} --stop_stage ${stop_stage}: stages are 1 to 7, the first not after the last"
 ((nj >= 1 && inference_nj >= 1 && num_nodes >= 1)) || fail "--nj, --inference_nj and --num_nodes must be at least 1"
 [[ "${ngpu:-0}" =~ ^[0-9]+$ ]] || fail "--ngpu ${ngpu}: must be a whole number"
-[[ -z "${num_threads}" || "${num_threads}" =~ ^[1-9][0-9]*$ ]] || fail "--num_threads ${num_threads}: must be 1 or more"
+[[ "${num_threads:-1}" =~ ^[1-9][0-9]*$ ]] || fail "--num_threads ${num_threads}: must be 1 or more"
+[[ "${train_tasks:-1}" =~ ^[1-9][0-9]*$ ]] || fail "--train_tasks ${train_tasks}: must be 1 or more"
 # ESPnet's data options are triples separated by commas, which have no way to quote one.
 [[ "${dumpdir}${expdir}" != *,* ]] || fail "--dumpdir and --expdir must not contain commas"
 [[ -n "${test_sets// /}" ]] || fail "--test_sets is empty"
 [[ "$(printf '%s\n' "${teacher_tag}" "${student_tag}" "${baseline_tag}" noisy stats logs | sort -u | wc -l)" == 6 ]] ||
     fail "--teacher_tag, --student_tag and --baseline_tag must differ, and none may be noisy, stats or logs"
 
+backend_given="${cmd_backend}"
 # shellcheck disable=SC1091
 . ./cmd.sh
+if [[ -n "${backend_given}" ]]; then
+    cmd_backend="${backend_given}"
+    for kind in data_cmd train_cmd decode_cmd score_cmd; do
+        declare -n kind_options="${kind}"
+        kind_options+=(--backend "${cmd_backend}") # the last one counts
+    done
+fi
 if [[ -z "${python}" ]]; then
     # shellcheck disable=SC1091
     . ./path.sh
@@ -123,17 +140,29 @@ fi
 export PYTHONPATH="${repo}${PYTHONPATH:+:${PYTHONPATH}}"
 command -v "${python}" >/dev/null || fail "--python ${python}: no such program"
 
+if [[ "${submit}" == true ]]; then
+    cmd_backend=slurm
+fi
+# Whether Slurm starts the processes of a training: here, or in the job that this pipeline itself is.
+by_srun="$([[ "${cmd_backend}" == slurm || -n "${I2SRF_STAGE_JOB:-}" ]] && echo true || echo false)"
 if [[ "${cmd_backend}" == local ]]; then
     gpus="$(count_gpus)"
     : "${ngpu:=$((gpus > 0 ? 1 : 0))}"
-    ((ngpu <= gpus)) || fail "--ngpu ${ngpu}: this machine has ${gpus} usable GPU(s); give --ngpu ${gpus}" \
+    ((ngpu <= gpus)) || [[ "${submit}${status}" == *true* ]] || fail "--ngpu ${ngpu}: this machine has ${gpus} usable GPU(s); give --ngpu ${gpus}" \
         "(is CUDA_VISIBLE_DEVICES set, does nvidia-smi -L list them?)"
-    ((num_nodes == 1)) || fail "--num_nodes ${num_nodes}: cmd.sh runs everything on this machine (cmd_backend=local)"
+    ((num_nodes == 1)) || [[ "${by_srun}" == true || "${status}" == true ]] ||
+        fail "--num_nodes ${num_nodes}: cmd.sh runs everything on this machine (cmd_backend=local)"
+else
+    # This machine says nothing about those that the jobs will run on.
+    : "${ngpu:=$([[ "${mini}" == true ]] && echo 0 || echo 1)}" "${num_threads:=4}"
 fi
 : "${ngpu:=0}" "${num_threads:=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 
 read -r -a test_set_names <<<"${test_sets}"
-all_sets=("${train_set}" "${valid_set}" "${test_set_names[@]}")
+all_sets=("${train_set}" "${valid_set}")
+for set in "${test_set_names[@]}"; do
+    [[ "${set}" == "${train_set}" || "${set}" == "${valid_set}" ]] || all_sets+=("${set}") # it may be scored as well
+done
 read -r -a train_options <<<"${train_args}"
 read -r -a teacher_options <<<"${teacher_args}"
 read -r -a student_options <<<"${student_args}"
@@ -143,10 +172,20 @@ read -r -a score_options <<<"${score_args}"
 
 rawdir="${dumpdir}/raw"
 statsdir="${expdir}/stats"
-logdir="${expdir}/logs"
+: "${logdir:=${expdir}/logs}"
 teacher_dir="${teacher_exp:-${expdir}/${teacher_tag}}"
 module() { module_command=("${python}" -m "i2srf_kd.bin.$1"); }
 run_jobs=("${python}" -m i2srf_kd.bin.run_jobs)
+
+[[ -z "${score_systems}" || " ${score_systems} " =~ ^(\ +(noisy|teacher|student|student_kd))+\ +$ ]] ||
+    fail "--score_systems ${score_systems}: choose among noisy, teacher, student and student_kd"
+if [[ "${show_options}" == true ]]; then
+    for name in $(option_names "${BASH_SOURCE[0]}") teacher_dir rawdir statsdir; do
+        echo "${name}=${!name}"
+    done
+    echo "train_cmd=${train_cmd[*]@Q}"
+    exit 0
+fi
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stages
@@ -200,8 +239,20 @@ stage_3_statistics() {
     mark_done
 }
 
+# Set train_resources to the options of run_jobs that reserve what a training needs.
+set_train_resources() {
+    if [[ "${by_srun}" == true ]]; then
+        : "${train_tasks:=$((ngpu > 1 ? ngpu : 1))}"
+        ((ngpu <= 1 || train_tasks == ngpu)) || fail "--train_tasks ${train_tasks}: one process per GPU, and --ngpu is ${ngpu}"
+    else
+        train_tasks=1 # ESPnet starts the processes
+    fi
+    train_resources=(--nodes "${num_nodes}" --tasks "${train_tasks}" --gpu "${ngpu}" --num_threads "${num_threads}")
+}
+
 # Train into folder $1 with configuration $2: train_model FOLDER CONFIG [OPTION ...]
-# One process per GPU, started by ESPnet itself. GPUs and machines do not change what is recorded in the done file.
+# One process per GPU, started by ESPnet itself or by Slurm. GPUs and machines do not change what is recorded in the done
+# file.
 train_model() {
     local output_dir="$1" config="$2" name command status=0
     shift 2
@@ -214,8 +265,15 @@ train_model() {
     command+=(--valid_data_path_and_name_and_type "${rawdir}/${valid_set}/spk1.scp,speech_ref1,sound")
     command+=(--train_shape_file "${statsdir}/${train_set}/speech_shape")
     command+=(--valid_shape_file "${statsdir}/${valid_set}/speech_shape")
-    command+=(--ngpu "${ngpu}" --seed "${seed}" --sample_rate "${fs}")
-    ((ngpu * num_nodes <= 1)) || command+=(--multiprocessing_distributed true)
+    command+=(--seed "${seed}" --sample_rate "${fs}")
+    set_train_resources
+    if [[ "${by_srun}" == true ]] && ((num_nodes * train_tasks > 1)); then
+        command+=(--ngpu $((ngpu > 0)) --multiprocessing_distributed false)
+        command+=(--dist_backend "$( ((ngpu > 0)) && echo nccl || echo gloo)")
+    else
+        command+=(--ngpu "${ngpu}")
+        ((ngpu <= 1)) || command+=(--multiprocessing_distributed true)
+    fi
     [[ "${force}" == false ]] || command+=(--overwrite true)
     if ((ngpu == 0)); then
         # Keep freed memory: giving it back and faulting it in again would take a third of a CPU training step.
@@ -223,7 +281,7 @@ train_model() {
         command=(env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=536870912 \
             GOMP_SPINCOUNT=10000 "${command[@]}")
     fi
-    run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" --gpu "${ngpu}" --num_threads "${num_threads}" \
+    run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" "${train_resources[@]}" \
         "${logdir}/train_${name}.log" "${command[@]}" "$@" || status=$?
     if ((status == 75)); then
         log "saved; run the same command again$([[ "${force}" == false ]] || echo " without --force") to continue"
@@ -255,9 +313,12 @@ stage_4_teacher() {
 }
 
 stage_5_student() {
+    local distillation=()
     need_file --student_config "${student_config}"
-    need_file --distill_config "${distill_config}"
-    need_teacher
+    if [[ "${distill_config}" != none ]]; then
+        need_file --distill_config "${distill_config}"
+        need_teacher
+    fi
     collect_training_inputs
     training_inputs+=("student_config=${student_config}" "student_config_contents=$(checksum "${student_config}")")
     training_inputs+=("student_args=${student_args}")
@@ -266,11 +327,15 @@ stage_5_student() {
         train_model "${expdir}/${baseline_tag}" "${student_config}" "${train_options[@]}" "${student_options[@]}"
         mark_done
     fi
-    skip_if_done "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}" "teacher_exp=${teacher_dir}" \
-        "distill_config=${distill_config}" "distill_config_contents=$(checksum "${distill_config}")" \
-        "input_teacher=$(checksum "${teacher_dir}/.done_train" "${teacher_dir}/config.yaml")" && return
-    train_model "${expdir}/${student_tag}" "${student_config}" --distill_config "${distill_config}" \
-        --teacher_exp "${teacher_dir}" "${train_options[@]}" "${student_options[@]}"
+    training_inputs+=("distill_config=${distill_config}")
+    if [[ "${distill_config}" != none ]]; then
+        training_inputs+=("teacher_exp=${teacher_dir}" "distill_config_contents=$(checksum "${distill_config}")")
+        training_inputs+=("input_teacher=$(checksum "${teacher_dir}/.done_train" "${teacher_dir}/config.yaml")")
+        distillation=(--distill_config "${distill_config}" --teacher_exp "${teacher_dir}")
+    fi
+    skip_if_done "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}" && return
+    train_model "${expdir}/${student_tag}" "${student_config}" "${distillation[@]}" \
+        "${train_options[@]}" "${student_options[@]}"
     mark_done
 }
 
@@ -299,15 +364,20 @@ score_set() {
         "${rawdir}/${set}" "${scp}" "${out}/scored_${set}" "${score_options[@]}"
 }
 
+# Whether stage 6 scores system $1.
+is_scored() { [[ -z "${score_systems}" || " ${score_systems} " == *" $1 "* ]]; }
+
 stage_6_results() {
     local set system name model out inputs=()
-    local systems=("teacher=${teacher_dir}") # name=folder of the model
-    if [[ "${with_baseline}" == true || -f "${expdir}/${baseline_tag}/.done_train" ]]; then
+    local systems=() # name=folder of the model
+    is_scored teacher && systems+=("teacher=${teacher_dir}")
+    if is_scored student && [[ "${with_baseline}" == true || -f "${expdir}/${baseline_tag}/.done_train" ]]; then
         systems+=("student=${expdir}/${baseline_tag}")
     fi
-    systems+=("student_kd=${expdir}/${student_tag}")
+    is_scored student_kd && systems+=("student_kd=${expdir}/${student_tag}")
     for set in "${test_set_names[@]}"; do
         [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
+        is_scored noisy || continue
         if ! skip_if_done "${expdir}/noisy/.done_${set}" redo "score_args=${score_args}" \
             "input_data=$(checksum "${rawdir}/.done_${set}")"; then
             score_set "${set}" "${rawdir}/${set}/wav.scp" "${expdir}/noisy"
@@ -336,6 +406,7 @@ stage_6_results() {
             inputs+=("input_${name}_${set}=$(checksum "${out}/.done_${set}")")
         done
     done
+    [[ -z "${score_systems}" ]] || return 0
     # Table and examples cost little: with other systems or another title they are made anew.
     inputs+=("input_systems=${systems[*]}" "input_title=${results_title}" "input_note=${results_note}")
     skip_if_done "${expdir}/.done_results" redo "${inputs[@]}" && return
@@ -399,6 +470,62 @@ show_results() {
     [[ ! -d "${expdir}/${student_tag}/export" ]] || log "export:   ${expdir}/${student_tag}/export"
 }
 
+show_status() {
+    local models=(--teacher "${teacher_dir}" --student "${expdir}/${student_tag}")
+    if [[ "${with_baseline}" == true || -d "${expdir}/${baseline_tag}" ]]; then
+        models+=(--baseline "${expdir}/${baseline_tag}")
+    fi
+    module status
+    "${module_command[@]}" --recipe "$(basename -- "$(pwd)")" --datadir "${datadir}" --rawdir "${rawdir}" \
+        --expdir "${expdir}" --logdir "${logdir}" --sets "${all_sets[@]}" "${models[@]}"
+}
+
+# All stages as Slurm jobs, each of which waits for the one before; a stage runs inside of its job.
+submit_stages() {
+    local number job before="" jobs=() name options machines
+    for ((number = stage; number <= stop_stage; number++)); do
+        name="${stages[number - 1]}"
+        stage_job_options "${number}"
+        options+=(--backend slurm --name "${name#stage_?_}" --start_once --detach ${before:+--after "${before}"})
+        export I2SRF_STAGE="stage${number}"
+        job="$("${run_jobs[@]}" "${options[@]}" "${logdir}/${name}.log" env I2SRF_STAGE_JOB=1 "${template}/enh_kd.sh" \
+            "${arguments[@]}" --submit false --cmd_backend local --python "${python}" --num_threads "${num_threads}" \
+            "${machines[@]}" --stage "${number}" --stop_stage "${number}")" || {
+            ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"
+            fail "stage ${number} could not be submitted${jobs[*]:+; cancelled the jobs before it: ${jobs[*]}}"
+        }
+        before="${job}"
+        jobs+=("${job}")
+        log "stage ${number} (${name#stage_?_}): Slurm job ${job}, log ${logdir}/${name}.log"
+    done
+    log "watch them: squeue --jobs=$(IFS=, && echo "${jobs[*]}")    progress: ./run.sh --status    cancel: scancel ${jobs[*]}"
+}
+
+# Set options to what the job of stage $1 reserves (all parts of a stage run at a time), and machines to what the pipeline
+# inside of it is to know about that.
+stage_job_options() {
+    local parts=1 place
+    machines=(--ngpu 0 --num_nodes 1)
+    case "$1" in
+        2) options=("${data_cmd[@]}") parts="${nj}" ;;
+        4 | 5)
+            set_train_resources
+            options=("${train_cmd[@]}" "${train_resources[@]}")
+            machines=(--ngpu "${ngpu}" --num_nodes "${num_nodes}")
+            return
+            ;;
+        6) options=("${decode_cmd[@]}") parts="${inference_nj}" ;;
+        7) options=("${score_cmd[@]}") ;;
+        *) options=("${data_cmd[@]}") ;;
+    esac
+    options+=(--num_threads "${parts}")
+    for ((place = 0; place < ${#options[@]}; place++)); do
+        if [[ "${options[place]}" == --mem && "${options[place + 1]}" =~ ^([0-9]+)([KMGT]?)$ ]]; then
+            options[place + 1]="$((BASH_REMATCH[1] * parts))${BASH_REMATCH[2]}"
+        fi
+    done
+}
+
 running_stage=""
 say_what_failed() {
     local status=$?
@@ -411,14 +538,22 @@ trap say_what_failed EXIT
 main() {
     local number name
     local stages=(stage_1_data stage_2_format stage_3_statistics stage_4_teacher stage_5_student stage_6_results stage_7_export)
+    if [[ "${status}" == true ]]; then
+        show_status
+        exit
+    elif [[ "${submit}" == true ]]; then
+        submit_stages
+        exit
+    fi
     for ((number = stage; number <= stop_stage; number++)); do
         name="${stages[number - 1]}"
         running_stage="stage ${number} (${name#stage_?_})"
+        export I2SRF_STAGE="stage${number}" # part of the names of jobs
         log "${running_stage}"
         "${name}"
     done
     running_stage=""
-    ((stop_stage < 6)) || show_results
+    [[ -n "${score_systems}" ]] || ((stop_stage < 6)) || show_results
     log "finished"
     exit
 }

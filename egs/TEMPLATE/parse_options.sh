@@ -4,7 +4,7 @@
 # FILE declares its options between the lines "# begin options" and "# end options", one per line, as
 #     name=default   # what it is for
 # with "## Heading" lines between groups. Each becomes "--name value" (or "--name=value"). A default of true or false
-# makes a switch that takes just these, a whole number makes an option that takes whole numbers. Names the user gave are
+# makes a switch that takes just these ("--name" alone means true), a whole number makes an option that takes whole numbers. Names the user gave are
 # kept in the associative array option_given. Wrong options end the script with exit code 2.
 
 declare -gA option_given=()
@@ -75,6 +75,9 @@ parse_options() {
             shift
         elif [[ -z "${defaults[${name}]+known}" ]]; then
             value="" # it is refused below, with or without a value
+            shift
+        elif [[ "${defaults[${name}]}" =~ ^(true|false)$ && ($# -lt 2 || "${2:-}" == --*) ]]; then
+            value=true
             shift
         elif [[ $# -lt 2 ]]; then
             option_error "option --${name} needs a value"

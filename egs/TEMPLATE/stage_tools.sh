@@ -36,6 +36,9 @@ count_gpus() {
 # SIGTERM or SIGUSR1 at once and leave a training behind that has no time to save its state.
 run_child=""
 run_interrupted=false
+# Where the system offers it, the program gets SIGTERM when this script itself is killed.
+run_prefix=()
+! setpriv --pdeathsig TERM true 2>/dev/null || run_prefix=(setpriv --pdeathsig TERM)
 for run_signal in INT TERM HUP USR1; do
     # shellcheck disable=SC2064
     trap "pass_on ${run_signal}" "${run_signal}"
@@ -51,7 +54,7 @@ pass_on() {
 run() {
     local status
     set -m # a process group of its own, or Ctrl-C would reach it twice
-    "$@" </dev/null &
+    "${run_prefix[@]}" "$@" </dev/null &
     run_child=$!
     set +m
     while true; do
@@ -73,10 +76,14 @@ parts_of() {
 
 # run_parts TITLE LOG PARTS CMD MODULE ARGUMENT ...: run a command in PARTS parts, then let it merge them.
 run_parts() {
-    local title="$1" name="$2" parts="$3" module="$5"
+    local title="$1" name="$2" parts="$3" module="$5" key
     local -n cmd_options="$4"
     shift 5
-    run "${run_jobs[@]}" "${cmd_options[@]}" --name "${title}" "JOB=1:${parts}" "${logdir}/${name}.JOB.log" \
+    # The key stands for what the parts read: those that succeeded are not run again because of one that did not.
+    key="$(printf '%s\n' "${done_settings[@]}" | cksum | cut -d ' ' -f 1)"
+    [[ "${force}" == false ]] || key=""
+    run "${run_jobs[@]}" "${cmd_options[@]}" --name "${title}" --resume_key "${key}" \
+        "JOB=1:${parts}" "${logdir}/${name}.JOB.log" \
         "${python}" -m "i2srf_kd.bin.${module}" "$@" --shard "JOB/${parts}"
     run "${run_jobs[@]}" "${cmd_options[@]}" --name "${title}, collect" "${logdir}/${name}.collect.log" \
         "${python}" -m "i2srf_kd.bin.${module}" "$@" --collect "${parts}"

@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
 # VoiceBank-DEMAND: ./run.sh [--mini true] [--stage N] ...; all options: ./run.sh --help
-set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+# shellcheck source=egs/TEMPLATE/recipe.sh
+. "$(dirname -- "$0")/../TEMPLATE/recipe.sh"
 
-RECIPE_COMMAND="./run.sh${1:+$(printf " %q" "$@")}" # for the record in RESULTS.md
-export RECIPE_COMMAND
-exec ../TEMPLATE/enh_kd.sh \
+run_pipeline \
     --train_set train \
     --valid_set valid \
     --test_sets test \

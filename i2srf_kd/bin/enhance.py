@@ -10,21 +10,31 @@ A model for one microphone enhances each channel on its own. A model for several
 channels and writes one, its reference microphone. Recordings of any length take constant memory: they are enhanced in
 windows that are cross-faded. What lies above half of the model's sampling rate is removed.
 
+With --stream a causal model goes through a recording of any length in one piece, sample by sample as if it came from a
+microphone. Without IN it reads raw PCM on standard input, at the model's rate, and writes raw PCM as soon as it is
+ready, one STFT window (32 ms) later:
+
+    arecord -t raw -f S16_LE -r 16000 | python -m i2srf_kd.bin.enhance exp/student --stream | aplay -f S16_LE -r 16000
+
 Exit code 0 when all files were done; 1 when some were not, which are listed at the end with the reason; 2 for a wrong
 call.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 import soundfile
 
 from i2srf_kd.audio.io import probe
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks
+from i2srf_kd.audio.pcm import PCM_FORMATS, read_pcm, write_pcm
+from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.errors import UserError, run_command
 from i2srf_kd.progress import progress
 
@@ -46,8 +56,6 @@ class Job(NamedTuple):
 class Options(NamedTuple):
     """How files are enhanced."""
 
-    window_seconds: float
-    overlap_seconds: float
     keep_channels: bool
     overwrite: bool
 
@@ -103,7 +111,66 @@ def plan(inputs: Sequence[str], out_dir: Path) -> List[Job]:
     return jobs
 
 
-def enhance_file(enhancer: "Enhancer", job: Job, options: Options) -> Iterator[float]:
+class Windows:
+    """Enhances files in windows that are cross-faded, whatever the model and the file's rate."""
+
+    def __init__(self, enhancer: "Enhancer", window_seconds: float, overlap_seconds: float):
+        self.num_mics = enhancer.num_mics
+        self._enhancer = enhancer
+        self._seconds = window_seconds, overlap_seconds
+
+    def __call__(self, blocks: Iterator[np.ndarray], fs: int) -> Iterator[np.ndarray]:
+        """Enhance blocks ``(samples, channels)`` of one recording."""
+        from i2srf_kd.enhancer import window_in_samples
+
+        return overlap_add_blocks(blocks, partial(self._process, fs), *window_in_samples(*self._seconds, fs))
+
+    def _process(self, fs: int, piece: np.ndarray) -> np.ndarray:
+        if self.num_mics > 1:
+            return self._enhancer.enhance_array(piece, fs)[:, None]
+        return np.stack([self._enhancer.enhance_array(channel, fs) for channel in piece.T], axis=1)
+
+
+class Streams:
+    """Enhances recordings in one go with a causal model.
+
+    Args:
+        open_stream: gives a stream for so many recordings side by side.
+    """
+
+    def __init__(self, open_stream: Callable[[int], "SpectralStream"]):
+        self._open = lru_cache(maxsize=1)(open_stream)
+        self.num_mics = self._open(1).num_mics
+        self.fs = self._open(1).fs
+
+    def __call__(self, blocks: Iterator[np.ndarray], fs: int) -> Iterator[np.ndarray]:
+        """Enhance blocks ``(samples, channels)`` of one recording; a piece comes out as soon as it is ready.
+
+        Raises:
+            UserError: it has another rate than the model.
+        """
+        if fs != self.fs:
+            raise UserError(
+                f"a stream runs at the model's {self.fs} Hz, not at {fs} Hz: resample first, or leave out --stream"
+            )
+        stream = None
+        for block in blocks:
+            if stream is None:
+                stream = self._open(block.shape[1] if self.num_mics == 1 else 1)
+                stream.reset()
+            yield self._columns(stream(block[:, : stream.channels]))
+        if stream is not None:
+            yield self._columns(stream.flush())
+
+    @staticmethod
+    def _columns(samples: np.ndarray) -> np.ndarray:
+        return samples if samples.ndim > 1 else samples[:, None]
+
+
+Method = Union[Windows, Streams]
+
+
+def enhance_file(method: Method, job: Job, options: Options) -> Iterator[float]:
     """Enhance one file in constant memory; the output appears under its name when it is complete.
 
     Yields:
@@ -112,33 +179,25 @@ def enhance_file(enhancer: "Enhancer", job: Job, options: Options) -> Iterator[f
     Raises:
         UserError: the file is bad, has too few channels, or its output exists or cannot be written.
     """
-    from i2srf_kd.enhancer import window_in_samples
-
     if job.target.exists() and not options.overwrite:
         raise UserError(f"{job.target} exists; give --overwrite true to replace it")
     info = probe(job.source)
-    if info.channels < enhancer.num_mics:
-        raise UserError(f"{job.source} has {info.channels} channels, the model needs {enhancer.num_mics} microphones")
-    window, overlap = window_in_samples(options.window_seconds, options.overlap_seconds, info.fs)
-    each_channel = enhancer.num_mics == 1 and options.keep_channels
-
-    def process(piece: np.ndarray) -> np.ndarray:
-        if each_channel:
-            return np.stack([enhancer.enhance_array(piece[:, i], info.fs) for i in range(piece.shape[1])], axis=1)
-        wave = piece.mean(axis=1) if enhancer.num_mics == 1 else piece
-        return enhancer.enhance_array(wave, info.fs)[:, None]
-
-    with BlockWriter(job.target, job.source, info.channels if each_channel else 1) as writer:
-        for samples in overlap_add_blocks(read_blocks(job.source), process, window, overlap):
+    if info.channels < method.num_mics:
+        raise UserError(f"{job.source} has {info.channels} channels, the model needs {method.num_mics} microphones")
+    blocks = read_blocks(job.source)
+    channels = info.channels if method.num_mics == 1 else 1
+    if method.num_mics == 1 and not options.keep_channels:
+        channels = 1
+        blocks = (block.mean(axis=1, keepdims=True) for block in blocks)
+    with BlockWriter(job.target, job.source, channels) as writer:
+        for samples in method(blocks, info.fs):
             writer.write(samples)
             yield len(samples) / info.fs
     if writer.clipped:
         print(f"{job.target}: {writer.clipped} samples beyond full scale were clipped", file=sys.stderr)
 
 
-def enhance_files(
-    enhancer: "Enhancer", jobs: Sequence[Job], options: Options, failures: Dict[Path, str]
-) -> Iterator[float]:
+def enhance_files(method: Method, jobs: Sequence[Job], options: Options, failures: Dict[Path, str]) -> Iterator[float]:
     """Enhance all files; what goes wrong with one is put into ``failures`` and does not keep the others from it.
 
     Yields:
@@ -146,11 +205,71 @@ def enhance_files(
     """
     for job in jobs:
         try:
-            yield from enhance_file(enhancer, job, options)
+            yield from enhance_file(method, job, options)
         except UserError as error:
             failures[job.source] = str(error)
         except (OSError, MemoryError, RuntimeError) as error:  # torch's and libsndfile's are RuntimeErrors
             failures[job.source] = f"{job.source}: {type(error).__name__}: {error}"
+
+
+def enhance_pipe(
+    method: Streams, pcm_format: str, channels: int, block_samples: int, source: int = 0, target: int = 1
+) -> None:
+    """Enhance raw PCM from one file descriptor to another until the end of the input.
+
+    Raises:
+        UserError: too few channels, or the input ends within a sample; all before it has been written.
+        BrokenPipeError: nobody reads any more.
+    """
+    if channels < method.num_mics:
+        raise UserError(f"--channels {channels}: the model needs {method.num_mics} microphones")
+    broken: List[UserError] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        try:
+            yield from read_pcm(source, pcm_format, channels, block_samples)
+        except UserError as error:  # what the stream still holds is written first
+            broken.append(error)
+
+    for samples in method(blocks(), method.fs):
+        write_pcm(target, samples, pcm_format)
+    for error in broken:
+        raise error
+
+
+def stream_opener(
+    model: str, runtime: str, device: str, weights: Optional[str], num_threads: Optional[int]
+) -> Callable[[int], "SpectralStream"]:
+    """How to open streams of a model.
+
+    Args:
+        model: as for :func:`i2srf_kd.enhancer.load_enhancer`.
+        runtime: ``torch``, ``onnx`` or ``auto``: ONNX on the CPU where the folder has it and onnxruntime is installed.
+        weights: name of a file of weights.
+        num_threads: CPU threads.
+
+    Raises:
+        UserError: the model cannot run on a stream, or not with that runtime.
+    """
+    file = Path(model) / "model_stream.onnx"
+    if runtime == "auto":
+        usable = file.is_file() and device == "cpu" and importlib.util.find_spec("onnxruntime") is not None
+        runtime = "onnx" if usable else "torch"
+    if runtime == "onnx":
+        if not file.is_file():
+            raise UserError(f"{model} has no {file.name}: export a causal model, or give --runtime torch")
+        if device != "cpu" or weights is not None:
+            raise UserError(
+                "--runtime onnx knows neither --device nor --model_file: leave them out, or give --runtime torch"
+            )
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise UserError("--runtime onnx needs onnxruntime: pip install onnxruntime, or give --runtime torch")
+        from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
+
+        return lambda streams: OnnxStreamingEnhancer(file, streams, num_threads)
+    from i2srf_kd.enhancer import load_enhancer
+
+    return load_enhancer(model, device, weights).stream
 
 
 def _whole_seconds(parts: Iterator[float]) -> Iterator[None]:
@@ -187,8 +306,8 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("inputs", metavar="IN", nargs="+", help="audio files or folders")
-    parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path, required=True)
+    parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders")
+    parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path)
     parser.add_argument("--model_file", help="weights in an experiment folder (default: average of the best epochs)")
     parser.add_argument("--window_seconds", type=float, default=10.0, help="default: 10")
     parser.add_argument("--overlap_seconds", type=float, default=1.0, help="cross-fade between windows (default: 1)")
@@ -204,18 +323,46 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    stream = parser.add_argument_group("streams")
+    stream.add_argument("--stream", action="store_true", help="run a causal model as a stream; without IN on a pipe")
+    stream.add_argument(
+        "--runtime",
+        choices=("auto", "torch", "onnx"),
+        default="auto",
+        help="default: auto, ONNX where MODEL is an exported folder with model_stream.onnx",
+    )
+    stream.add_argument("--pcm_format", choices=list(PCM_FORMATS), default="s16le", help="on a pipe (default: s16le)")
+    stream.add_argument("--channels", type=int, help="interleaved on the pipe (default: the model's microphones)")
+    stream.add_argument(
+        "--block_samples", type=int, default=256, help="most samples to wait for on a pipe (default: 256)"
+    )
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line ``argv``."""
-    args = get_parser().parse_args(argv)
-    if args.num_threads is not None and args.num_threads < 1:
-        raise UserError(f"--num_threads {args.num_threads}: must be at least 1")
-    if args.out_dir.exists() and not args.out_dir.is_dir():
-        raise UserError(f"--out_dir {args.out_dir}: is a file, give a folder")
-    jobs = plan(args.inputs, args.out_dir)
+def _check_options(args: argparse.Namespace) -> None:
+    for name in ("num_threads", "channels", "block_samples"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if args.inputs:
+        if args.out_dir is None:
+            raise UserError("give -o OUT_DIR, the folder for the enhanced files")
+        if args.out_dir.exists() and not args.out_dir.is_dir():
+            raise UserError(f"--out_dir {args.out_dir}: is a file, give a folder")
+    elif not args.stream:
+        raise UserError("give IN, the files to enhance, or --stream to enhance standard input")
+    elif args.out_dir is not None:
+        raise UserError("-o OUT_DIR is for files; without IN, --stream writes to standard output")
+    elif sys.stdin.isatty() or sys.stdout.isatty():
+        raise UserError("--stream without IN needs raw PCM on standard input and a pipe or file as standard output")
 
+
+def _method(args: argparse.Namespace) -> Method:
+    if args.stream:
+        opener = stream_opener(args.model, args.runtime, args.device, args.model_file, args.num_threads)
+        if args.num_threads and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(args.num_threads)
+        return Streams(opener)
     import torch
 
     from i2srf_kd.enhancer import load_enhancer, window_in_samples
@@ -223,10 +370,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     window_in_samples(args.window_seconds, args.overlap_seconds, 16000)  # a wrong option is reported before any work
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    enhancer = load_enhancer(args.model, args.device, args.model_file)
-    options = Options(args.window_seconds, args.overlap_seconds, args.keep_channels, args.overwrite)
+    return Windows(load_enhancer(args.model, args.device, args.model_file), args.window_seconds, args.overlap_seconds)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_intermixed_args(argv)  # IN may be empty, and may follow an option
+    _check_options(args)
+    jobs = plan(args.inputs, args.out_dir) if args.inputs else []
+    method = _method(args)
+    if not args.inputs:
+        assert isinstance(method, Streams)
+        try:
+            enhance_pipe(method, args.pcm_format, args.channels or method.num_mics, args.block_samples)
+        except KeyboardInterrupt:  # how one ends a pipe from a microphone
+            return 130
+        return 0
+    options = Options(args.keep_channels, args.overwrite)
     failures: Dict[Path, str] = {}
-    seconds = _whole_seconds(enhance_files(enhancer, jobs, options, failures))
+    seconds = _whole_seconds(enhance_files(method, jobs, options, failures))
     for _ in progress(seconds, _total_seconds(jobs), desc="enhancing", unit="s"):
         pass
     for reason in failures.values():

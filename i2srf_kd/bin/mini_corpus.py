@@ -1,13 +1,15 @@
-"""Write the small synthetic corpus in VoiceBank-DEMAND's layout.
+"""Write the small synthetic corpus in VoiceBank-DEMAND's layout, or, in simulated rooms, in L3DAS23's.
 
-    python -m i2srf_kd.bin.mini_corpus OUT_DIR [--fs 16000] [--seed 0] [--train_utts 168]
+    python -m i2srf_kd.bin.mini_corpus OUT_DIR [--fs 16000] [--seed 0] [--train_utts 168] [--layout l3das23 --nj 2]
 
-Needs the package espeakng-loader. A complete corpus made with the same options is kept.
+Needs the package espeakng-loader, for L3DAS23's layout also pyroomacoustics. A complete corpus made with the same
+options is kept.
 """
 
 import argparse
 from typing import Optional, Sequence
 
+from i2srf_kd.data.simulated_corpus import simulate_mini_corpus
 from i2srf_kd.data.synthesis import MiniCorpusOptions, generate_mini_corpus
 from i2srf_kd.errors import run_command
 
@@ -21,6 +23,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the corpus, new or made by this command")
     parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random choices (default: %(default)s)")
+    parser.add_argument("--layout", choices=("voicebank", "l3das23"), default="voicebank", help="default: %(default)s")
+    parser.add_argument("--nj", type=int, default=1, help="processes that simulate rooms (default: %(default)s)")
     for part, speakers in (("train", 8), ("valid", 2), ("test", 2)):
         parser.add_argument(
             f"--{part}_utts",
@@ -34,7 +38,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = vars(get_parser().parse_args(argv))
-    folder = generate_mini_corpus(args.pop("out_dir"), MiniCorpusOptions(**args))
+    folder, layout, nj = args.pop("out_dir"), args.pop("layout"), args.pop("nj")
+    options = MiniCorpusOptions(**args)
+    if layout == "l3das23":
+        simulate_mini_corpus(folder, options, nj)
+    else:
+        generate_mini_corpus(folder, options)
     print(f"mini corpus: {folder}")
     return 0
 

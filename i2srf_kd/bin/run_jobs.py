@@ -10,8 +10,11 @@ import sys
 from typing import List, Optional, Sequence
 
 from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.jobs import BACKENDS, JobArray, Resources, get_backend
+from i2srf_kd.jobs import BACKENDS, JobArray, JobResult, Resources, get_backend
 from i2srf_kd.jobs.array import final_code, parse_range
+from i2srf_kd.jobs.finished import Finished
+from i2srf_kd.jobs.registry import Backend
+from i2srf_kd.jobs.report import say
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -24,12 +27,23 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--backend", default="local", help=f"one of: {', '.join(sorted(BACKENDS))} (default: local)")
     parser.add_argument("--max_jobs", type=int, help="run at most so many at a time (default: CPUs / num_threads)")
-    parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of one job (default: 1)")
-    parser.add_argument("--gpu", type=int, default=0, help="GPUs of one job (default: 0)")
+    parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of one process (default: 1)")
+    parser.add_argument("--gpu", type=int, default=0, help="GPUs of one job on each machine (default: 0)")
+    parser.add_argument("--nodes", type=int, default=1, help="machines of one job (default: 1)")
+    parser.add_argument("--tasks", type=int, default=1, help="processes of one job on each machine (default: 1)")
+    parser.add_argument("--kind", default="", help="kind of work, a section of conf/slurm.yaml")
     parser.add_argument("--mem", help="memory of one job such as 4G, for backends that reserve it")
     parser.add_argument("--time", help="longest run such as 1:00:00, for backends that reserve it")
     parser.add_argument("--name", default="job", help="what to call it on the terminal")
     parser.add_argument("--fail_fast", action="store_true", help="stop the other jobs when one fails")
+    parser.add_argument("--start_once", action="store_true", help="reserve nodes and tasks, start the command once")
+    parser.add_argument(
+        "--resume_key",
+        metavar="TEXT",
+        help="do not run elements again that succeeded with the same command and TEXT, which stands for what they read",
+    )
+    parser.add_argument("--after", metavar="ID", help="start when the queued job ID has succeeded (Slurm)")
+    parser.add_argument("--detach", action="store_true", help="submit, print the job's id and do not wait (Slurm)")
     parser.add_argument("--follow", action="store_true", help="show the log of a single command while it grows")
     parser.add_argument(
         "words",
@@ -38,6 +52,19 @@ def get_parser() -> argparse.ArgumentParser:
         help="JOB in the log path and in the command stands for the index",
     )
     return parser
+
+
+def _run(array: JobArray, backend: Backend, resume_key: Optional[str]) -> List[JobResult]:
+    """Run an array, or what is missing of it."""
+    if not resume_key or array.indices is None:
+        return backend(array)
+    finished = Finished(array, resume_key)
+    missing = finished.missing()
+    if finished.before:
+        say(f"{array.name}: {len(finished.before)} of {len(array.indices)} succeeded before and are not run again")
+    results = backend(missing) if missing else []
+    finished.record(results)
+    return results
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -55,9 +82,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         max_jobs=args.max_jobs,
         fail_fast=args.fail_fast,
         follow=args.follow,
-        resources=Resources(args.num_threads, args.gpu, args.mem, args.time),
+        resources=Resources(args.num_threads, args.gpu, args.mem, args.time, args.nodes, args.tasks, args.start_once),
+        kind=args.kind,
+        after=args.after,
+        detach=args.detach,
     )
-    results = get_backend(args.backend)(array)
+    results = _run(array, get_backend(args.backend), args.resume_key)
     failed = [array.title_of(result.index) for result in results if result.code != 0]
     if len(failed) > 1:
         print(f"error: {len(failed)} of {len(results)} did not finish: {', '.join(failed)}", file=sys.stderr)

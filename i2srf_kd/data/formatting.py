@@ -44,11 +44,16 @@ class FormatOptions(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An utterance and its audio files."""
+    """An utterance and its audio files; the channels of several files of the mixture follow each other."""
 
     utt_id: str
-    noisy: str
+    noisy: Tuple[str, ...]
     clean: str
+
+    @property
+    def files(self) -> List[str]:
+        """All files, with the mixture's first one and the reference at the beginning."""
+        return [self.noisy[0], self.clean, *self.noisy[1:]]
 
 
 class Record(NamedTuple):
@@ -73,11 +78,14 @@ def format_shard(
 ) -> None:
     """Format every ``count``-th utterance into ``out_dir/audio/{noisy,clean}/<utterance>.<format>``.
 
+    A mixture in several files (``wav.scp``, ``wav_2.scp``, ...) becomes one with the channels of all.
+
     Audio that is already there, complete and from the same unchanged source with the same options, is kept, also if
     it was made with another number of shards.
 
     Args:
-        in_dir: data folder with ``wav.scp`` and ``spk1.scp``.
+        in_dir: data folder with ``wav.scp`` (and where the mixture lies in several files ``wav_2.scp``, ...) and
+            ``spk1.scp``.
         out_dir: where audio and records go; not ``in_dir``.
         options: rate and format.
         index: number of this shard, 1-based.
@@ -90,7 +98,7 @@ def format_shard(
     data = _read_source(in_dir, out_dir, options).shard(index, count)
     out = Path(out_dir)
     records = _load_records(out)
-    todo = [Pair(utt_id, data.wav[utt_id], data.spk1[utt_id]) for utt_id in data.utterances]
+    todo = _pairs(data)
     shard_file = _shard_file(out, index, count)
     mine: Dict[str, Record] = {}
     work = partial(_format_or_keep, out=out, options=options)
@@ -124,7 +132,7 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
     for index in range(1, count + 1):
         records.update(_finished_shard(out, options, index, count))
     unlike = sorted(source.wav.keys() ^ records.keys())
-    stale = [u for u in source.utterances if u in records and records[u].key[:2] != [source.wav[u], source.spk1[u]]]
+    stale = [p.utt_id for p in _pairs(source) if p.utt_id in records and not _is_from(records[p.utt_id], p)]
     if unlike or stale:
         raise UserError(f"{in_dir} has changed since it was formatted ({describe(unlike or stale)}): format it again")
     _raise_broken(in_dir, records)
@@ -142,6 +150,14 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
         if not file.stem.endswith(f"-of-{count}"):
             file.unlink()
     return data
+
+
+def _pairs(data: DataDir) -> List[Pair]:
+    return [Pair(utt_id, data.mixture_files(utt_id), data.spk1[utt_id]) for utt_id in data.utterances]
+
+
+def _is_from(record: Record, pair: Pair) -> bool:
+    return record.key[: len(pair.files)] == pair.files
 
 
 def _formatted(source: DataDir, records: Dict[str, Record], out: Path, options: FormatOptions) -> DataDir:
@@ -165,14 +181,14 @@ def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: Form
     try:
         key = _key(pair, options)
     except OSError as error:
-        return Record([pair.noisy, pair.clean], broken=f"{error.filename}: {error.strerror}")
+        return Record(list(pair.files), broken=f"{error.filename}: {error.strerror}")
     if previous is not None and previous.key == key and _is_kept(previous, pair, out, options):
         return previous
     reason = _judge_headers(pair, options)
     if reason.broken or reason.dropped:
         return reason._replace(key=key)
     try:
-        noisy, fs = read_audio(pair.noisy)
+        noisy, fs = _read_joined(pair.noisy)
         clean, _ = read_audio(pair.clean)
         silent = " and ".join(name for name, wave in (("mixture", noisy), ("reference", clean)) if is_silent(wave))
         if silent:
@@ -187,22 +203,33 @@ def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: Form
     return Record(key, len(wave), clipped, tuple(sizes))
 
 
+def _read_joined(paths: Sequence[str]) -> Tuple[np.ndarray, int]:
+    """One signal with the channels of files that are known to have one length and rate, and the rate."""
+    read = [read_audio(path) for path in paths]
+    if len(read) == 1:
+        return read[0]
+    return np.concatenate([wave.reshape(len(wave), -1) for wave, _ in read], axis=1), read[0][1]
+
+
 def _judge_headers(pair: Pair, options: FormatOptions) -> Record:
     """A record with an empty key whose ``broken`` or ``dropped`` may be set."""
     try:
-        noisy, clean = probe(pair.noisy), probe(pair.clean)
+        headers = {path: probe(path) for path in pair.files}
     except UserError as error:
         return Record([], broken=str(error))
-    for what, a, b, unit in (("rate", noisy.fs, clean.fs, "Hz"), ("length", noisy.frames, clean.frames, "samples")):
-        if a != b:
-            return Record([], broken=f"different {what}: {pair.noisy} has {a} {unit}, {pair.clean} has {b} {unit}")
-    for path, channels in ((pair.noisy, noisy.channels), (pair.clean, clean.channels)):
+    first = headers[pair.noisy[0]]
+    for path, other in headers.items():
+        for what, a, b, unit in (("rate", first.fs, other.fs, "Hz"), ("length", first.frames, other.frames, "samples")):
+            if a != b:
+                return Record([], broken=f"different {what}: {pair.noisy[0]} has {a} {unit}, {path} has {b} {unit}")
+    mixture = sum(headers[path].channels for path in pair.noisy)
+    for path, channels in ((" + ".join(pair.noisy), mixture), (pair.clean, headers[pair.clean].channels)):
         if options.audio_format == "flac" and MAX_FLAC_CHANNELS < channels <= MAX_CHANNELS:
             hint = f"FLAC holds at most {MAX_FLAC_CHANNELS}: give --audio_format wav"
             return Record([], broken=f"{path}: {channels} channels, but {hint}")
         if channels > MAX_CHANNELS:
             return Record([], broken=f"{path}: {channels} channels, at most {MAX_CHANNELS} are supported")
-    return Record([], dropped="" if noisy.frames else "no samples")
+    return Record([], dropped="" if first.frames else "no samples")
 
 
 def is_silent(wave: np.ndarray) -> bool:
@@ -211,8 +238,8 @@ def is_silent(wave: np.ndarray) -> bool:
 
 
 def _key(pair: Pair, options: FormatOptions) -> List[Any]:
-    stats = [Path(path).stat() for path in (pair.noisy, pair.clean)]
-    return [pair.noisy, pair.clean, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
+    stats = [Path(path).stat() for path in pair.files]
+    return [*pair.files, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
 
 
 def _is_kept(record: Record, pair: Pair, out: Path, options: FormatOptions) -> bool:

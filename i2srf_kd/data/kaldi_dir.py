@@ -1,8 +1,11 @@
 """Kaldi data folders: one line per utterance in ``wav.scp`` (mixture), ``spk1.scp`` (reference), ``utt2spk``, ...
 
 Format: https://kaldi-asr.org/doc/data_prep.html. The first blank ends the utterance id, so paths may hold blanks.
+Recordings whose channels lie in several files have the further ones in ``wav_2.scp``, ``wav_3.scp``, ... (ours);
+formatting joins them.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +15,7 @@ from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike, write_text
 
 Table = Dict[str, str]
-EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples")
+EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples", "text")
 
 
 def read_table(path: PathLike) -> Table:
@@ -105,13 +108,15 @@ class DataDir:
         wav: audio file of the mixture per utterance (``wav.scp``).
         spk1: audio file of the clean reference per utterance (``spk1.scp``).
         utt2spk: speaker per utterance.
-        extra: further tables by file name (``utt2snr``, ``utt2noise``, ``utt2num_samples``); they may lack utterances.
+        extra: further tables by file name (those in ``EXTRA_TABLES``); they may lack utterances.
+        more_wav: further audio files of the mixture, whose channels follow those of ``wav`` (``wav_2.scp``, ...).
     """
 
     wav: Table
     spk1: Table
     utt2spk: Table
     extra: Dict[str, Table] = field(default_factory=dict)
+    more_wav: List[Table] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.wav)
@@ -120,6 +125,10 @@ class DataDir:
     def utterances(self) -> List[str]:
         """Sorted ids."""
         return sorted(self.wav)
+
+    def mixture_files(self, utt_id: str) -> Tuple[str, ...]:
+        """Audio files of a mixture, in the order of its channels."""
+        return (self.wav[utt_id], *(table[utt_id] for table in self.more_wav))
 
     @property
     def spk2utt(self) -> Dict[str, List[str]]:
@@ -146,6 +155,7 @@ class DataDir:
             spk1=read_table(folder / "spk1.scp"),
             utt2spk=read_table(folder / "utt2spk") if has_speakers else {utt_id: utt_id for utt_id in wav},
             extra={name: read_table(folder / name) for name in EXTRA_TABLES if (folder / name).is_file()},
+            more_wav=[read_table(file) for file in _further_files(folder)],
         )
         data.validate(str(folder))
         if (folder / "spk2utt").is_file():
@@ -162,7 +172,8 @@ class DataDir:
         """
         if not self.wav:
             raise UserError(f"{name}/wav.scp: no utterances")
-        tables = {"spk1.scp": self.spk1, "utt2spk": self.utt2spk}
+        further = {_further_name(number): table for number, table in enumerate(self.more_wav)}
+        tables = {"spk1.scp": self.spk1, "utt2spk": self.utt2spk, **further}
         for file, table in tables.items():
             missing = sorted(self.wav.keys() - table.keys())
             surplus = sorted(table.keys() - self.wav.keys())
@@ -174,7 +185,7 @@ class DataDir:
             surplus = sorted(table.keys() - self.wav.keys())
             if surplus:
                 raise UserError(f"{name}/{file} has {describe(surplus)} that wav.scp lacks")
-        for file, table in {"wav.scp": self.wav, "spk1.scp": self.spk1}.items():
+        for file, table in {"wav.scp": self.wav, "spk1.scp": self.spk1, **further}.items():
             _check_audio_files(f"{name}/{file}", table)
 
     def write(self, path: PathLike) -> None:
@@ -186,8 +197,10 @@ class DataDir:
         folder = Path(path)
         self.validate(str(folder))
         (folder / "wav.scp").unlink(missing_ok=True)
-        for name in EXTRA_TABLES:
-            (folder / name).unlink(missing_ok=True)
+        for file in [*(folder / name for name in EXTRA_TABLES), *_further_files(folder)]:
+            file.unlink(missing_ok=True)
+        for number, table in enumerate(self.more_wav):
+            write_table(folder / _further_name(number), table)
         for name, table in self.extra.items():
             write_table(folder / name, table)
         write_table(folder / "utt2spk", self.utt2spk)
@@ -211,6 +224,26 @@ class DataDir:
             spk1={u: self.spk1[u] for u in wanted},
             utt2spk={u: self.utt2spk[u] for u in wanted},
             extra={name: table for name, table in extra.items() if table},
+            more_wav=[{u: table[u] for u in wanted} for table in self.more_wav],
+        )
+
+    def joined(self, other: "DataDir") -> "DataDir":
+        """The utterances of both, which must be different ones and lie in as many files each.
+
+        Raises:
+            UserError: they are not.
+        """
+        shared = sorted(self.wav.keys() & other.wav.keys())
+        if shared or len(self.more_wav) != len(other.more_wav):
+            why = f"both hold {describe(shared)}" if shared else "their mixtures lie in different numbers of files"
+            raise UserError(f"two sets cannot be joined: {why}")
+        names = self.extra.keys() | other.extra.keys()
+        return DataDir(
+            wav={**self.wav, **other.wav},
+            spk1={**self.spk1, **other.spk1},
+            utt2spk={**self.utt2spk, **other.utt2spk},
+            extra={name: {**self.extra.get(name, {}), **other.extra.get(name, {})} for name in sorted(names)},
+            more_wav=[{**a, **b} for a, b in zip(self.more_wav, other.more_wav, strict=True)],
         )
 
     def shard(self, index: int, count: int) -> "DataDir":
@@ -220,6 +253,16 @@ class DataDir:
     def first(self, count: int) -> "DataDir":
         """The first ``count`` utterances, all when there are fewer."""
         return self.subset(self.utterances[:count])
+
+
+def _further_name(number: int) -> str:
+    return f"wav_{number + 2}.scp"
+
+
+def _further_files(folder: Path) -> List[Path]:
+    """``wav_2.scp`` and so on, as far as they are there without a gap."""
+    files = (folder / _further_name(number) for number in itertools.count())
+    return list(itertools.takewhile(Path.is_file, files))
 
 
 def describe(names: Sequence[str], limit: int = 5) -> str:

@@ -31,13 +31,18 @@ def find_pairs(noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav") -
     Raises:
         UserError: a folder is missing, or an utterance is there twice.
     """
-    noisy, clean = _list_audio(noisy_dir, suffix), _list_audio(clean_dir, suffix)
+    noisy, clean = list_audio(noisy_dir, suffix), list_audio(clean_dir, suffix)
     problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
     problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
     return {utt_id: Pair(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
 
 
-def _list_audio(folder: PathLike, suffix: str) -> Dict[str, Path]:
+def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
+    """Files of a folder by name without suffix, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: the folder is missing, or two files differ in the case of their suffix alone.
+    """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder")
     found: Dict[str, Path] = {}

@@ -12,7 +12,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -156,6 +156,19 @@ def make_sentences(count: int, random: np.random.Generator) -> List[str]:
 # Mixtures
 
 
+def noise_gain(speech: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> float:
+    """Factor that brings noise ``(samples,)`` to a ratio of ``snr`` dB below the active level of speech ``(samples,)``.
+
+    Raises:
+        UserError: the speech or the noise is silent.
+    """
+    speech_power, noise_power = active_power(speech, fs), np.mean(noise**2)
+    if speech_power == 0.0 or noise_power == 0.0:
+        silent = "noise" if speech_power else "clean speech"
+        raise UserError(f"the {silent} is silent, so no signal-to-noise ratio can be set")
+    return float(np.sqrt(speech_power / noise_power) * 10 ** (-snr / 20))
+
+
 def mix(clean: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> Tuple[np.ndarray, np.ndarray]:
     """Add noise to speech at a signal-to-noise ratio; both results share one scale that keeps the peak below 1.
 
@@ -171,14 +184,18 @@ def mix(clean: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> Tuple[np.n
     Raises:
         UserError: the speech is silent.
     """
-    speech_power = active_power(clean, fs)
-    if speech_power == 0.0:
-        raise UserError("the clean speech is silent, so no signal-to-noise ratio can be set")
-    noise = noise * np.sqrt(speech_power / np.mean(noise**2)) * 10 ** (-snr / 20)
-    mixture = clean + noise
+    mixture = clean + noise_gain(clean, noise, snr, fs) * noise
     peak = max(np.abs(mixture).max(), np.abs(clean).max())
     scale = min(1.0, PEAK / peak)
     return mixture * scale, clean * scale
+
+
+def between_pauses(speech: np.ndarray, fs: int, random: np.random.Generator) -> np.ndarray:
+    """Speech ``(samples,)`` at a random level between pauses, as cut from a recording."""
+    before, after = (int(seconds * fs) for seconds in random.uniform(0.1, 0.4, size=2))
+    level = 10 ** (random.uniform(-30.0, -22.0) / 20)
+    gain = level / np.sqrt(active_power(speech, fs))
+    return np.pad(speech.astype(np.float64) * gain, (before, after))
 
 
 def speak_as(speakers: Mapping[str, Voice], sentences: Sequence[Sequence[str]], fs: int, seed: int) -> List[List]:
@@ -248,16 +265,9 @@ class _Generator:
         for speaker, waves in zip(speakers, spoken, strict=True):
             for number, wave in enumerate(waves, 1):
                 noise, snr = conditions[order[position]]
-                clean = self._place(wave, random)
+                clean = between_pauses(wave, self.options.fs, random)
                 yield _Utterance(f"{speaker}_{number:03d}", clean, noise, snr, (3, part, position))
                 position += 1
-
-    def _place(self, speech: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Speech at a random level between pauses, as cut from a recording."""
-        before, after = (int(seconds * self.options.fs) for seconds in random.uniform(0.1, 0.4, size=2))
-        level = 10 ** (random.uniform(-30.0, -22.0) / 20)
-        gain = level / np.sqrt(active_power(speech, self.options.fs))
-        return np.pad(speech.astype(np.float64) * gain, (before, after))
 
     def noise(self, name: str, recipe: NoiseRecipe, n_samples: int, seed: Tuple[int, ...]) -> np.ndarray:
         random = self.random(*seed)
@@ -282,26 +292,47 @@ def generate_mini_corpus(folder: PathLike, options: MiniCorpusOptions) -> Path:
         UserError: espeakng-loader is missing, an option is out of range, ``folder`` holds something else, or the disk
             is full.
     """
-    folder = Path(folder)
     _check_options(options)
     contents = json.dumps({"version": CORPUS_VERSION, **asdict(options)}) + "\n"
+    return write_once(folder, contents, lambda temporary: _write_corpus(temporary, options))
+
+
+def write_once(folder: PathLike, contents: str, write: Callable[[Path], None], resume: bool = False) -> Path:
+    """Let ``write`` fill a folder unless it is there, made from the same ``contents``: it is absent or complete.
+
+    Args:
+        folder: the folder to be made; made from other contents, it is replaced.
+        contents: what it depends on, as text.
+        write: is given a folder to write to, beside ``folder``.
+        resume: keep what an interrupted ``write`` of the same contents left, for it to go on.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        UserError: ``folder`` holds something else, or the disk is full.
+    """
+    folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         marker = folder / MARKER
         if not marker.is_file():
-            raise UserError(f"{folder} holds other files; give an empty or a new folder for the mini corpus")
+            raise UserError(f"{folder} holds other files; give an empty or a new folder for the generated corpus")
         if marker.read_text(encoding="utf-8") == contents:
             return folder
     temporary = folder.with_name(f".{folder.name}.partial")
+    begun = temporary / MARKER
     with disk_errors(folder.parent):
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not (resume and begun.is_file() and begun.read_text(encoding="utf-8") == contents):
+            shutil.rmtree(temporary, ignore_errors=True)
         try:
-            _write_corpus(temporary, options)
-            write_text(temporary / MARKER, contents)
+            write_text(begun, contents)
+            write(temporary)
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if not resume:
+                shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -342,3 +373,34 @@ def _write_corpus(folder: Path, options: MiniCorpusOptions) -> None:
             logs.setdefault(name, []).append(f"{utt.utt_id} {utt.noise} {utt.snr:g}\n")
     for name, lines in logs.items():
         write_text(folder / f"log_{name}.txt", "".join(sorted(lines)))
+
+
+def write_sources(folder: PathLike, options: MiniCorpusOptions, noise_seconds: float = 10.0) -> None:
+    """Dry speech and noise of the mini corpus as files of their own, for a simulation of rooms.
+
+    Args:
+        folder: gets ``speech/{train,dev}/<speaker>-0-<number>.wav`` and ``noise/{train,dev}/<noise>.wav``; validation
+            speakers are part of ``train``.
+        options: size, rate and seed.
+        noise_seconds: length of each noise.
+
+    Raises:
+        UserError: as :func:`generate_mini_corpus`.
+    """
+    folder = Path(folder)
+    _check_options(options)
+    generator = _Generator(options)
+    generator.prepare_babble()
+    parts = (
+        ("train", {**TRAIN_SPEAKERS, **VALID_SPEAKERS}, TRAIN_NOISES, options.train_utts + options.valid_utts),
+        ("dev", TEST_SPEAKERS, TEST_NOISES, options.test_utts),
+    )
+    sentences = iter(make_sentences(sum(count for *_, count in parts), generator.random(0)))
+    for part, (name, speakers, noises, count) in enumerate(parts):
+        texts = [[next(sentences) for _ in range(share)] for share in _spread(count, len(speakers))]
+        for speaker, waves in zip(speakers, speak_as(speakers, texts, options.fs, options.seed), strict=True):
+            for number, wave in enumerate(waves, 1):
+                write_audio(folder / "speech" / name / f"{speaker[1:]}-0-{number:04d}.wav", wave, options.fs)
+        for number, (noise, recipe) in enumerate(noises.items()):
+            wave = generator.noise(noise, recipe, int(noise_seconds * options.fs), (3, part, number))
+            write_audio(folder / "noise" / name / f"{noise}.wav", PEAK * wave / np.abs(wave).max(), options.fs)

@@ -1,10 +1,14 @@
-"""What several methods share: which layers meet, and how features of different sizes are made comparable.
+"""The one place where networks of different sizes are made comparable, and which of their layers meet.
 
-Frames already match when a method is called (:class:`~i2srf_kd.distill.distiller.Distiller`); channels and bins need
-not. Everything here works in at least float32, also under autocast, and whatever the dtype of the parameters.
+- Frames: :func:`match_sides` brings all layers of both networks to one frame rate before any method is called.
+- Bins: :func:`match_width`, by area averages.
+- Channels: a learned 1x1 :class:`Conv`, for methods that compare values; the others compare what has no channels.
+
+Everything here works in at least float32, also under autocast, and whatever the dtype of the parameters.
 """
 
 import math
+from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -69,6 +73,40 @@ def match_width(feature: Tensor, width: int) -> Tensor:
     return feature if bins == width else feature @ resampling_matrix(bins, width, feature)
 
 
+def frame_matrix(frames: int, target: int, like: Tensor) -> Tensor:
+    """Matrix ``(frames, target)`` that resamples along time: first frame to first, last to last.
+
+    Linear interpolation; towards fewer frames the triangle is as wide as the new step, so that no frame is skipped.
+    """
+    if target == 1:
+        return like.new_full((frames, 1), 1 / frames)
+    step = (frames - 1) / (target - 1)
+    at = torch.arange(target, device=like.device, dtype=like.dtype) * step
+    distance = (torch.arange(frames, device=like.device, dtype=like.dtype).unsqueeze(1) - at).abs()
+    weights = (1 - distance / max(step, 1)).clamp_min(0)
+    return weights / weights.sum(0)
+
+
+def match_frames(feature: Tensor, frames: int) -> Tensor:
+    """Resample ``(B, C, T, F)`` to ``(B, C, frames, F)``, for networks and layers of another frame rate."""
+    if feature.shape[2] == frames:
+        return feature
+    with torch.autocast(feature.device.type, enabled=False):
+        feature = full_precision(feature)
+        return frame_matrix(feature.shape[2], frames, feature).mT @ feature
+
+
+def match_sides(student: Side, teacher: Side) -> Tuple[Side, Side]:
+    """Both sides with every layer at one number of frames: the fewest that a layer of the student has."""
+    frames = min((f.shape[2] for layers in student.features.values() for f in layers), default=0)
+
+    def matched(side: Side) -> Side:
+        features = {name: [match_frames(f, frames) for f in layers] for name, layers in side.features.items()}
+        return replace(side, features=features)
+
+    return (matched(student), matched(teacher)) if frames else (student, teacher)
+
+
 def unit_rows(x: Tensor) -> Tensor:
     """Scale the last axis of ``(..., N)`` to unit length; rows of zeros stay zero, with a finite gradient."""
     return x * (x.square().sum(-1, keepdim=True) + 1e-20).rsqrt()
@@ -92,7 +130,7 @@ class PairedMethod(DistillMethod):
     student's layers. A subclass gives :meth:`pair_loss`, and may replace the student's layers by :meth:`fuse`.
     """
 
-    def __init__(self, student: Layout, teacher: Layout, sets: Sequence[str]):
+    def __init__(self, student: Layout, teacher: Layout, sets: Sequence[str] = DEFAULT_SETS):
         super().__init__(student, teacher)
         check_sets(sets, student, teacher)
         self.sets = list(sets)

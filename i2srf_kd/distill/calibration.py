@@ -11,6 +11,7 @@ a row to a fixed number of bins: along time in order, along the batch sorted by 
 no order. It works for any batch size and length.
 """
 
+import math
 from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Sequence
 
@@ -41,8 +42,10 @@ class CalibrationOptions:
         weighting: ``own``: each stream is weighted by its own weights (published code). ``other`` and ``product`` are
             our literal readings of "cross-calibration": by the other stream's weights, or by the product of both,
             renormalised.
-        time_stream, frequency_stream: switch a stream off. The frequency stream is the batch stream of the code; in
-            training with several processes, each compares the clips of its own part of the batch.
+        time_stream, frequency_stream: switch a stream off. The frequency stream is the batch stream of the code.
+        gather: in training with several processes, compare each clip with those of the whole batch, as one process
+            would; the processes then exchange the layers' features. Otherwise, and in validation, each process
+            compares the clips of its own part of the batch.
     """
 
     embedding: str = "pooled"
@@ -58,6 +61,7 @@ class CalibrationOptions:
     weighting: str = "own"
     time_stream: bool = True
     frequency_stream: bool = True
+    gather: bool = False
 
     def __post_init__(self) -> None:
         allowed = {
@@ -182,6 +186,15 @@ def pair_losses(student: Sequence[Similarity], teacher: Sequence[Similarity]) ->
     return torch.stack([torch.stack([symmetric_kl(s, t) for t in teacher_rows], -1) for s in student_rows], -2)
 
 
+def relative_entropy(weights: Tensor) -> Tensor:
+    """Entropy over the last axis relative to the largest one: 1 for equal weights, 0 where one layer has them all.
+
+    Args:
+        weights: ``(..., Nt)`` with sum 1 and Nt of 2 or more.
+    """
+    return torch.special.entr(weights).sum(-1) / math.log(weights.shape[-1])
+
+
 class CalibratedSetLoss(nn.Module):
     """Calibrated distillation of one layer set.
 
@@ -231,20 +244,24 @@ class CalibratedSetLoss(nn.Module):
         """
         _check_layers(student, teacher, self.student_layers, self.teacher_layers)
         with torch.autocast(student[0].device.type, enabled=False):
-            student_time, student_batch = zip(*map(layer_similarities, student), strict=True)
-            teacher_time, teacher_batch = zip(*map(layer_similarities, teacher), strict=True)
+            # Batches of validation may differ in size between processes.
+            gather = self.options.gather and self.training
+            student_time, student_batch = zip(*(layer_similarities(layer, gather) for layer in student), strict=True)
+            teacher_time, teacher_batch = zip(*(layer_similarities(layer, gather) for layer in teacher), strict=True)
             time_weights = self._stream_weights(self.time, student_time, teacher_time)
             batch_weights = self._stream_weights(self.batch, student_batch, teacher_batch)
             time_loss = batch_loss = student_time[0].gram.new_zeros(())
             time_pairs = batch_pairs = None
             if self.options.time_stream:
                 weights = self._combine(time_weights, batch_weights)
-                time_pairs = self._reduce(pair_losses(student_time, teacher_time), weights, over_clips=False)
+                divisor = student_time[0].gram.shape[1]
+                time_pairs = self._reduce(pair_losses(student_time, teacher_time), weights, divisor)
                 time_loss = time_pairs.sum() / self.student_layers
             if self.options.frequency_stream:
                 weights = self._combine(batch_weights, time_weights)
-                over_clips = self.options.batch_reduction == "clips"
-                batch_pairs = self._reduce(pair_losses(student_batch, teacher_batch), weights, over_clips)
+                batch_pairs = self._reduce(
+                    pair_losses(student_batch, teacher_batch), weights, self._batch_divisor(student_batch[0])
+                )
                 batch_loss = batch_pairs.sum() / self.student_layers
         return SetLoss(
             time_loss + batch_loss, time_loss, batch_loss, time_pairs, batch_pairs, time_weights, batch_weights
@@ -267,11 +284,17 @@ class CalibratedSetLoss(nn.Module):
         product = own * other
         return product / product.sum(-1, keepdim=True)
 
-    def _reduce(self, losses: Tensor, weights: Optional[Tensor], over_clips: bool) -> Tensor:
-        """Weight and average ``(B, T, Ns, Nt)`` to ``(Ns, Nt)``; no weights means uniform ones."""
+    def _batch_divisor(self, similarity: Similarity) -> int:
+        return similarity.gram.shape[2 if self.options.batch_reduction == "clips" else 1]
+
+    def _reduce(self, losses: Tensor, weights: Optional[Tensor], divisor: int) -> Tensor:
+        """Weight ``(B, T, Ns, Nt)`` and average over the clips, to ``(Ns, Nt)``; no weights means uniform ones.
+
+        Args:
+            divisor: of the sum over the frames.
+        """
         weighted = losses / self.teacher_layers if weights is None else losses * weights
-        clips, frames = losses.shape[:2]
-        return weighted.sum((0, 1)) / (clips * (clips if over_clips else frames))
+        return weighted.sum((0, 1)) / (losses.shape[0] * divisor)
 
 
 def _check_layers(

@@ -1,22 +1,24 @@
 """One or several distillation methods with their weights and schedule, as configured.
 
-    distill:
-      method: i2srf_tfckd          # or a list of {name, weight, conf}
-      method_conf: {inter: true}
-      weight: 0.1
-      kd_only_steps: 0             # first train on the distillation loss alone
-      ramp_steps: 0                # then raise its weight linearly to the full one
+distill:
+  method: i2srf_tfckd          # or a list of {name, weight, conf}
+  method_conf: {inter: true}
+  weight: 0.1
+  kd_only_steps: 0             # first train on the distillation loss alone
+  ramp_steps: 0                # then raise its weight linearly to the full one
+  import: my_methods.py        # modules that register methods of your own: a path, a dotted name, or a list
 """
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2srf_kd.distill.method import Layout, Side, build_method
+from i2srf_kd.distill.adapters import match_sides
+from i2srf_kd.distill.method import Layout, Side, build_method, method_names
+from i2srf_kd.distill.user_modules import import_modules, registered_by
 
-_KEYS = ("method", "method_conf", "weight", "kd_only_steps", "ramp_steps", "student_taps", "teacher_taps")
+_KEYS = ("method", "method_conf", "weight", "kd_only_steps", "ramp_steps", "student_taps", "teacher_taps", "import")
 
 
 class MethodConfig(NamedTuple):
@@ -48,11 +50,13 @@ def parse_methods(config: Mapping[str, Any]) -> List[MethodConfig]:
     return parsed
 
 
-def match_frames(feature: Tensor, frames: int) -> Tensor:
-    """Resample ``(B, C, T, F)`` linearly to another number of frames, for networks of another frame rate."""
-    if feature.shape[2] == frames:
-        return feature
-    return F.interpolate(feature, size=(frames, feature.shape[3]), mode="bilinear", align_corners=False)
+def _import_for(configs: List[MethodConfig], modules: Any) -> None:
+    """Import the modules that register methods; a name that none of them registers is an error that lists theirs."""
+    imported = import_modules(modules)
+    unknown = [c.name for c in configs if c.name not in method_names()]
+    if imported and unknown:
+        theirs = [f"{m.__file__} registers {', '.join(registered_by(m)) or 'none'}" for m in imported]
+        raise ValueError(f"no distillation method {unknown[0]!r}: {'; '.join(theirs)}")
 
 
 class Distiller(nn.Module):
@@ -63,7 +67,7 @@ class Distiller(nn.Module):
         student, teacher: layouts of the two networks.
 
     Raises:
-        ValueError: for a configuration that cannot be built.
+        ValueError: for a configuration that cannot be built, or a module of ``import`` that cannot be imported.
     """
 
     steps: Tensor
@@ -71,6 +75,7 @@ class Distiller(nn.Module):
     def __init__(self, config: Mapping[str, Any], student: Layout, teacher: Layout):
         super().__init__()
         configs = parse_methods(config)
+        _import_for(configs, config.get("import"))
         self.weight = float(config.get("weight", 1.0))
         self.kd_only_steps = int(config.get("kd_only_steps", 0))
         self.ramp_steps = int(config.get("ramp_steps", 0))
@@ -97,16 +102,25 @@ class Distiller(nn.Module):
         self, student: Side, teacher: Side, reference: Optional[Tensor] = None
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Weighted sum of all methods' terms, without ``self.weight``, and every term by name."""
-        frames = next(iter(student.features.values()))[0].shape[2] if student.features else None
-        if frames is not None:
-            aligned = {name: [match_frames(f, frames) for f in layers] for name, layers in teacher.features.items()}
-            teacher = Side(aligned, teacher.spectrum, teacher.waveform)
+        student, teacher = match_sides(student, teacher)
         total: Optional[Tensor] = None
         terms: Dict[str, Tensor] = {}
         for i, (name, weight, method) in enumerate(zip(self.names, self.weights, self.methods, strict=True)):
-            prefix = f"{name}{i}_" if len(self.methods) > 1 else ""
+            prefix = self._prefix(i, name)
             for term, value in method(student, teacher, reference).items():
                 terms[prefix + term] = value.detach()
                 total = weight * value if total is None else total + weight * value
         assert total is not None
         return total, terms
+
+    def diagnostics(self) -> Dict[str, Tensor]:
+        """What all methods tell of the last forward pass, named as their terms are."""
+        methods: List[Any] = list(self.methods)
+        return {
+            self._prefix(i, name) + key: value
+            for i, (name, method) in enumerate(zip(self.names, methods, strict=True))
+            for key, value in method.diagnostics().items()
+        }
+
+    def _prefix(self, index: int, name: str) -> str:
+        return f"{name}{index}_" if len(self.methods) > 1 else ""

@@ -3,7 +3,7 @@
 A method is a module that sees one batch's student and teacher (:class:`Side`) and returns named loss terms. It is built
 from the layouts of both networks, so it can own parameters of the right size; whether it has parameters, and what it
 reads, is its own business. Weights and schedules are applied outside, the same way for every method
-(:mod:`i2srf_kd.distill.schedule`).
+(:mod:`i2srf_kd.distill.distiller`).
 
     @register_method("my_method")
     class MyMethod(DistillMethod):
@@ -88,8 +88,10 @@ def register_method(name: str) -> Callable[[Method], Method]:
     def register(cls: Method) -> Method:
         if not issubclass(cls, DistillMethod):
             raise TypeError(f"{cls.__name__} must derive from DistillMethod")
-        if _METHODS.get(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"distillation method {name!r} is already {_METHODS[name].__name__}")
+        present = _METHODS.get(name, cls)
+        # A module may be loaded again, but not take another one's name.
+        if (present.__module__, present.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"distillation method {name!r} is already {present.__module__}.{present.__qualname__}")
         _METHODS[name] = cls
         return cls
 

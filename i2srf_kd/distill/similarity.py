@@ -4,7 +4,8 @@ A feature ``(B, C, T, F)`` is read as one vector of ``C * F`` numbers per clip a
 these vectors:
 
 - the **time** stream compares the frames of a clip, ``(B, T, T)``;
-- the **batch** stream compares the clips of a batch at the same frame, ``(B, T, B)``. The paper calls it the frequency
+- the **batch** stream compares the clips of a batch at the same frame, ``(B, T, N)`` with N = B, or N the clips of all
+  processes of a training. The paper calls it the frequency
   stream: it compares spectral content, though no axis of it is a frequency axis.
 
 Each matrix is computed once per layer, whatever the number of pairs it enters.
@@ -15,6 +16,7 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from i2srf_kd.distill.gather import gather_clips
 from i2srf_kd.distill.products import self_gram
 
 NORM_EPS = 1e-6
@@ -28,7 +30,8 @@ class Similarity(NamedTuple):
     """One layer's comparison along one axis.
 
     Attributes:
-        gram: inner products ``(B, T, N)``; N is T in the time stream and B in the batch stream.
+        gram: inner products ``(B, T, N)``; N is T in the time stream and the number of compared clips in the batch
+            stream.
         cosine: the same divided by both norms ``(B, T, N)``, 0 for silent vectors.
     """
 
@@ -68,22 +71,41 @@ def _similarity(vectors: Tensor) -> Similarity:
     return Similarity(gram, cosine)
 
 
+def _cross_similarity(vectors: Tensor, others: Tensor) -> Similarity:
+    """As :func:`_similarity` between two groups of vectors, ``(N0, M, D)`` and ``(N0, N, D)``: to ``(N0, M, N)``."""
+    gram = vectors @ others.mT
+    norm, other_norm = (x.square().sum(-1).clamp_min(_SILENT_NORM**2).sqrt() for x in (vectors, others))
+    scale, other_scale = (norm + NORM_EPS).reciprocal(), (other_norm + NORM_EPS).reciprocal()
+    cosine = gram * scale.unsqueeze(-1) * other_scale.unsqueeze(-2)
+    silent = (norm <= _SILENT_NORM).unsqueeze(-1) | (other_norm <= _SILENT_NORM).unsqueeze(-2)
+    return Similarity(gram, cosine.masked_fill(silent, 0.0))
+
+
 def time_similarity(vectors: Tensor) -> Similarity:
     """Compare the frames of each clip: ``(B, T, D)`` to Gram and cosines ``(B, T, T)``."""
     return _similarity(vectors)
 
 
-def batch_similarity(vectors: Tensor) -> Similarity:
-    """Compare the clips at each frame: ``(B, T, D)`` to Gram and cosines ``(B, T, B)``."""
-    gram, cosine = _similarity(vectors.transpose(0, 1))
+def batch_similarity(vectors: Tensor, gather: bool = False) -> Similarity:
+    """Compare the clips at each frame: ``(B, T, D)`` to Gram and cosines ``(B, T, N)``.
+
+    Args:
+        vectors: clips of this process.
+        gather: compare them with the clips of all processes; otherwise N = B.
+    """
+    others = gather_clips(vectors) if gather else vectors
+    if others is vectors:
+        gram, cosine = _similarity(vectors.transpose(0, 1))
+    else:
+        gram, cosine = _cross_similarity(vectors.transpose(0, 1), others.transpose(0, 1))
     return Similarity(gram.transpose(0, 1), cosine.transpose(0, 1))
 
 
-def layer_similarities(feature: Tensor) -> Tuple[Similarity, Similarity]:
-    """Both streams of one feature ``(B, C, T, F)``: (time, batch)."""
+def layer_similarities(feature: Tensor, gather: bool = False) -> Tuple[Similarity, Similarity]:
+    """Both streams of one feature ``(B, C, T, F)``: (time, batch); ``gather`` as in :func:`batch_similarity`."""
     with torch.autocast(feature.device.type, enabled=False):
         vectors = frame_vectors(feature)
-        return time_similarity(vectors), batch_similarity(vectors)
+        return time_similarity(vectors), batch_similarity(vectors, gather)
 
 
 def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ its output is laid out:
       - {module: separator.rnn, layout: BTC, output: 0}  # first of several outputs, no frequency axis
     decoder:
       - {module: separator, layout: BTF, output: [0, 0]} # first of a list that is itself the first output
+      - {module: separator.mask, input: 0}               # what a module is given, its first argument
+
+``python -m i2srf_kd.bin.taps`` lists what can be tapped in a network.
 """
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +43,39 @@ def canonical(output: Any, layout: str) -> Tensor:
     return output
 
 
-def _parse_tap(tap: Any) -> Tuple[str, str, List[int]]:
+class Tap(NamedTuple):
+    """Where a feature is taken.
+
+    Attributes:
+        module: name of the module, as in ``named_modules``.
+        layout: order of its axes, out of B, C, T and F.
+        reads: ``output`` or ``input`` (the positional arguments).
+        path: indices that lead to the tensor in nested outputs or arguments.
+    """
+
+    module: str
+    layout: str = _CANONICAL
+    reads: str = "output"
+    path: List[int] = []
+
+
+def parse_tap(tap: Any) -> Tap:
+    """Read one entry of a set; ValueError for unknown keys and impossible layouts."""
     if isinstance(tap, str):
         tap = {"module": tap}
-    unknown = sorted(set(tap) - {"module", "layout", "output"})
-    if unknown or "module" not in tap:
-        raise ValueError(f"a tap is a module name or has module, layout and output; got {dict(tap)}")
-    layout = tap.get("layout", _CANONICAL)
+    if not isinstance(tap, Mapping) or "module" not in tap or set(tap) - {"module", "layout", "output", "input"}:
+        raise ValueError(f"a tap is a module name or has module, layout and output or input; got {tap!r}")
+    layout = str(tap.get("layout", _CANONICAL))
     if len(set(layout)) != len(layout) or not {"B", "T"} <= set(layout) <= set(_CANONICAL):
         raise ValueError(f"tap layout {layout!r} must name B and T and may name C and F, each once")
-    output = tap.get("output", [])
-    return tap["module"], layout, [output] if isinstance(output, int) else list(output)
+    if "input" in tap and "output" in tap:
+        raise ValueError(f"a tap reads the input or the output of {tap['module']!r}, not both")
+    reads = "input" if "input" in tap else "output"
+    path = tap.get(reads, [])
+    path = [path] if isinstance(path, int) else path
+    if not isinstance(path, list) or not all(isinstance(index, int) for index in path):
+        raise ValueError(f"{reads} of tap {tap['module']!r} must be an index or a list of them, not {path!r}")
+    return Tap(tap["module"], layout, reads, path)
 
 
 class FeatureTaps:
@@ -79,24 +104,31 @@ class FeatureTaps:
             raise ValueError(f"taps map the name of a set to a list of modules, got {spec!r}")
         modules = dict(model.named_modules())
         for name, taps in spec.items():
-            if isinstance(taps, str):
+            if not isinstance(taps, (list, tuple)) or not taps:
                 raise ValueError(f"taps of set {name!r} must be a list, not {taps!r}")
-            for tap in taps:
-                path, layout, output = _parse_tap(tap)
-                if path not in modules:
-                    near = [m for m in modules if m and m.split(".")[0] == path.split(".")[0]][:12]
-                    raise ValueError(f"tap {path!r} of set {name!r} is no module of the model; some are: {near}")
-                modules[path].register_forward_hook(self._hook(name, layout, output))
+            for tap in map(parse_tap, taps):
+                if tap.module not in modules:
+                    near = [m for m in modules if m and m.split(".")[0] == tap.module.split(".")[0]][:12]
+                    raise ValueError(f"tap {tap.module!r} of set {name!r} is no module of the model; some are: {near}")
+                modules[tap.module].register_forward_hook(self._hook(name, tap))
 
-    def _hook(self, name: str, layout: str, path: List[int]) -> Callable[..., None]:
+    def _hook(self, name: str, tap: Tap) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._features is not None:
-                for index in path:
-                    try:
-                        output = output[index]
-                    except (IndexError, KeyError, TypeError):
-                        raise ValueError(f"a tap of set {name!r} has no output {path}") from None
-                self._features.setdefault(name, []).append(canonical(output, layout))
+            if self._features is None:
+                return
+            value = output if tap.reads == "output" else inputs
+            for index in tap.path:
+                try:
+                    value = value[index]
+                except (IndexError, KeyError, TypeError):
+                    raise ValueError(
+                        f"tap {tap.module!r} of set {name!r} has no {tap.reads} {tap.path}: "
+                        f"`python -m i2srf_kd.bin.taps` lists what it has"
+                    ) from None
+            try:
+                self._features.setdefault(name, []).append(canonical(value, tap.layout))
+            except ValueError as error:
+                raise ValueError(f"tap {tap.module!r} of set {name!r}: {error}") from None
 
         return hook
 

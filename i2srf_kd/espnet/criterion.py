@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+import torch
 from espnet2.enh.loss.criterions.abs_loss import AbsEnhLoss
 from espnet2.enh.loss.criterions.tf_domain import FrequencyDomainLoss
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from i2srf_kd.distill.distiller import Distiller
 from i2srf_kd.distill.method import Layout, Side
+from i2srf_kd.errors import UserError
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
+from i2srf_kd.nets.stft import STFT
 
 # Where the model leaves both networks' sides for the wrapper.
 STUDENT_KEY, TEACHER_KEY = "distill_student", "distill_teacher"
@@ -21,6 +24,8 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
 
         criterions:
           - {name: compressed_spectrum, conf: {power: 0.3}, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}
+
+    Networks that work on the waveform (``encoder: same``) are compared through an STFT of ``n_fft`` and ``hop_length``.
     """
 
     def __init__(
@@ -28,12 +33,15 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
         power: float = 0.3,
         complex_share: float = 0.3,
         floor: float = 1e-10,
+        n_fft: int = 512,
+        hop_length: int = 256,
         name: Optional[str] = None,
         only_for_test: bool = False,
     ):
         super().__init__(name or "compressed_spectrum", only_for_test=only_for_test)
         # YAML reads 1e-5 as a word: it wants 1.0e-5.
         self.power, self.complex_share, self.floor = float(power), float(complex_share), float(floor)
+        self.stft = STFT(n_fft, hop_length)
 
     @property
     def compute_on_mask(self) -> bool:
@@ -44,8 +52,17 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
         return None
 
     def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
-        """Complex spectra ``(B, T, F)`` to ``(B,)``."""
+        """Complex spectra ``(B, T, F)``, or waveforms ``(B, samples)``, to ``(B,)``."""
+        ref, inf = self._spectrum(ref), self._spectrum(inf)
         return compressed_spectrum_loss(inf, ref, self.power, self.complex_share, self.floor)
+
+    def _spectrum(self, signal: Tensor) -> Tensor:
+        if signal.is_complex():
+            return signal
+        if signal.dim() != 2:
+            raise UserError("compressed_spectrum compares spectra or waveforms: with a learned encoder use si_snr")
+        planes = self.stft(signal)
+        return torch.complex(planes[:, 0], planes[:, 1])
 
 
 class DistillCriterion(TimeDomainLoss):
@@ -84,4 +101,3 @@ class DistillWrapper(AbsLossWrapper):
         stats = {f"{self.criterion.name}_{name}": value for name, value in terms.items()}
         stats[self.criterion.name] = loss.detach()
         return loss, stats, {}
-

@@ -2,7 +2,7 @@
 
 A task that sets ``--iterator_type task`` returns :func:`build_chunk_iter_factory` from its
 ``build_task_iter_factory``. Options used: ``--chunk_length`` (samples), ``--chunk_shift_ratio``, ``--batch_size`` (of
-all processes together), ``--num_iters_per_epoch``, ``--num_workers``, ``--chunks_per_utterance``.
+all processes together), ``--num_iters_per_epoch``, ``--num_workers``, ``--chunks_per_utterance``, ``--augmentation``.
 """
 
 import argparse
@@ -20,8 +20,10 @@ import soundfile
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.train.dataset import AbsDataset
+from espnet2.utils.nested_dict_action import NestedDictAction
 from torch.utils.data import DataLoader, Dataset
 
+from i2srf_kd.data.augmentation import MIXTURE, Augmentation
 from i2srf_kd.data.chunks import Batch, Chunk, training_batches, training_steps, validation_batches
 from i2srf_kd.errors import UserError
 
@@ -44,6 +46,13 @@ def add_chunk_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         help="Chunks taken from each utterance in one pass, at random places. 0: as many as cover the utterance.",
+    )
+    parser.add_argument(
+        "--augmentation",
+        action=NestedDictAction,
+        default={},
+        help="Random changes of the training signals: rotation, mirror, mirror_vertical, swap_mics, level_db "
+        "(i2srf_kd/data/augmentation.py)",
     )
 
 
@@ -117,6 +126,7 @@ class ChunkDataset(AbsDataset):
         preprocess: optional ``(utterance, signals) -> signals`` applied before padding, with Python's, numpy's and
             torch's generators seeded per chunk; it must keep the number of samples.
         dtype: of the signals.
+        augment: optional ``(signals, seed) -> signals`` applied after ``preprocess``.
 
     Raises:
         UserError: a type other than ``sound``, an utterance without file, or an unreadable file.
@@ -129,11 +139,13 @@ class ChunkDataset(AbsDataset):
         chunk_length: Optional[int],
         preprocess: Optional[Preprocess] = None,
         dtype: str = "float32",
+        augment: Optional[Augmentation] = None,
     ):
         self.lengths = lengths
         self.chunk_length = chunk_length
         self.preprocess = preprocess
         self.dtype = dtype
+        self.augment = augment
         self.files: Dict[str, Dict[str, str]] = {}
         for path, name, kind in sources:
             if kind != "sound":
@@ -195,6 +207,8 @@ class ChunkDataset(AbsDataset):
         if self.preprocess is not None:
             with seeded(seed):
                 signals = self.preprocess(chunk.utt_id, signals)
+        if self.augment is not None:
+            signals = self.augment(signals, seed)
         for name, signal_ in signals.items():
             if len(signal_) != chunk.length:
                 raise UserError(
@@ -381,7 +395,12 @@ def build_chunk_iter_factory(
     chunk_length = _single_chunk_length(args.chunk_length)
     lengths = read_lengths(iter_options.shape_files)
     dataset = ChunkDataset(
-        iter_options.data_path_and_name_and_type, lengths, chunk_length, iter_options.preprocess_fn, args.train_dtype
+        iter_options.data_path_and_name_and_type,
+        lengths,
+        chunk_length,
+        iter_options.preprocess_fn,
+        args.train_dtype,
+        augment=Augmentation.from_options(getattr(args, "augmentation", None) or {}) if mode == "train" else None,
     )
     if getattr(task_cls, "check_sample_rate", False) and args.sample_rate != dataset.sample_rate:
         raise UserError(
@@ -389,6 +408,7 @@ def build_chunk_iter_factory(
             f"set --sample_rate {dataset.sample_rate}, or resample the data (stage 2, --fs)"
         )
     task_cls.check_task_requirements(dataset, args.allow_variable_data_keys, train=iter_options.train)
+    _check_augmentation(dataset)
     rank, world_size = 0, 1
     if iter_options.distributed:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -406,6 +426,16 @@ def build_chunk_iter_factory(
         f"of {batch_size} chunks of {chunk_length} samples an epoch, {world_size} process(es)"
     )
     return factory
+
+
+def _check_augmentation(dataset: ChunkDataset) -> None:
+    """Compare the options with the first mixture; log what will be drawn."""
+    if dataset.augment is None or dataset.augment == Augmentation():
+        dataset.augment = None
+        return
+    channels = soundfile.info(dataset.files[MIXTURE][next(iter(dataset.lengths))]).channels
+    dataset.augment.check(channels)
+    logging.info(f"augmentation of {channels} channel(s): {dataset.augment.describe(channels)}")
 
 
 def _single_chunk_length(value: Any) -> int:

@@ -3,6 +3,7 @@
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
+from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
 from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
-from i2srf_kd.espnet.teacher import FrozenTeacher, planes
+from i2srf_kd.espnet.teacher import FrozenTeacher, mixture_level, planes, restore_level, same_transform
 
 _PROBE_SAMPLES = 16000
 
@@ -44,8 +45,15 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
             raise UserError(f"distill: {error}") from None
         self.distillation = DistillWrapper(criterion)
         self.needs = criterion.distiller.needs
+        if "spectrum" in self.needs and not isinstance(self.encoder, STFTEncoder):
+            raise UserError(
+                "distill: the method compares spectra and the student's encoder is no STFT: "
+                "use one on features or waveforms, such as response_waveform"
+            )
         teacher.needs = self.needs
+        teacher.analysis = None if same_transform(self.encoder, teacher.model.encoder) else self.encoder
         self._learning = False
+        self._level: Optional[Tensor] = None  # of the mixture, where ESPnet divides by it
         task_wrappers: List[Any] = list(self.loss_wrappers or [])
         self.task_weights = [wrapper.weight for wrapper in task_wrappers]
         self.loss_wrappers = [*task_wrappers, self.distillation]
@@ -78,11 +86,15 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
         self.train(was_training)
         return layout_of(features), layout_of(teacher(probe, lengths).features)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
+    def forward(
+        self, speech_mix: Tensor, speech_mix_lengths: Optional[Tensor] = None, **kwargs: Any
+    ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
         """Loss, values to report, and weight of a batch; see ESPnet's model."""
+        samples = speech_mix.shape[1] if speech_mix_lengths is None else int(speech_mix_lengths.max())
+        self._level = mixture_level(speech_mix[:, :samples]) if self.normalize_variance else None
         self._learning = True
         try:
-            return super().forward(*args, **kwargs)
+            return super().forward(speech_mix, speech_mix_lengths, **kwargs)
         finally:
             self._learning = False
 
@@ -105,7 +117,12 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
             student.spectrum = planes(feature_pre[0])
         if "waveform" in self.needs:
             student.waveform = speech_pre[0]
-        others = {**others, STUDENT_KEY: student, TEACHER_KEY: self.teacher(speech_mix, speech_lengths)}
+        teacher = self.teacher(speech_mix, speech_lengths)
+        if self._level is not None:
+            # The reference is at the level of the recording.
+            restore_level(student, self._level)
+            restore_level(teacher, self._level)
+        others = {**others, STUDENT_KEY: student, TEACHER_KEY: teacher}
         return speech_pre, feature_mix, feature_pre, others
 
     def forward_loss(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict, Tensor, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -43,41 +43,65 @@ def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class MetricsLog:
+class JsonLines:
+    """A log of one JSON object per line that a resumed run goes on with.
+
+    Args:
+        path: the file.
+        key: what tells a record from others, ``None`` for one that the resumed state has not reached. Such records,
+            records whose key comes again (the last one stays), and a line that was cut off are removed, so that what
+            is repeated is not listed twice.
+    """
+
+    def __init__(self, path: Path, key: Callable[[Mapping[str, Any]], Optional[Hashable]]):
+        self.path = path
+        if self.path.exists():
+            kept: Dict[Hashable, str] = {}
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    name = key(json.loads(line))
+                except (ValueError, KeyError, TypeError):
+                    continue
+                if name is not None:
+                    kept[name] = line
+            write_text(self.path, "".join(line + "\n" for line in kept.values()))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a line; values that are not finite become ``null``."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_json_value(record)) + "\n")
+
+
+class MetricsLog(JsonLines):
     """``metrics.jsonl``: one line per epoch and phase.
 
     Args:
         output_dir: folder of the experiment.
-        last_epoch: the last epoch that the resumed state has finished. Lines of later epochs, and a line that was cut
-            off, are removed, so that an epoch that is repeated is not listed twice.
+        last_epoch: the last epoch that the resumed state has finished; lines of later ones are removed.
     """
 
     def __init__(self, output_dir: Path, last_epoch: int):
-        self.path = Path(output_dir) / METRICS
-        if self.path.exists():
-            kept: Dict[Tuple[int, str], str] = {}
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                    key = (int(record["epoch"]), str(record["phase"]))
-                except (ValueError, KeyError, TypeError):
-                    continue
-                if key[0] <= last_epoch:
-                    kept[key] = line
-            write_text(self.path, "".join(line + "\n" for line in kept.values()))
+        def key(record: Mapping[str, Any]) -> Optional[Hashable]:
+            epoch, phase = int(record["epoch"]), str(record["phase"])
+            return (epoch, phase) if epoch <= last_epoch else None
+
+        super().__init__(Path(output_dir) / METRICS, key)
 
     def append(self, epoch: int, phase: str, values: Mapping[str, Any]) -> None:
         """Add a line; values that are not finite become ``null``."""
-        record = {"epoch": epoch, "phase": phase, **{key: _json_number(value) for key, value in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.write({"epoch": epoch, "phase": phase, **values})
 
 
-def _json_number(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """A number, tensor, time span or nest of them, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _json_value(entry) for key, entry in value.items()}
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    if isinstance(value, (np.generic, torch.Tensor)):
-        value = value.item()
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_json_value(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -91,7 +115,7 @@ def phase_values(stats: Mapping[str, Any], audio_seconds: float) -> Dict[str, An
         audio_seconds: audio that went through the model on all ranks, padding not counted.
     """
     values = dict(stats)
-    seconds = _json_number(values.pop("time"))
+    seconds = _json_value(values.pop("time"))
     if "optim0_lr0" in values:
         values["lr"] = values["optim0_lr0"]
     values["seconds"] = seconds

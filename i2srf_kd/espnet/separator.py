@@ -5,7 +5,7 @@
 """
 
 from collections import OrderedDict
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from espnet2.enh.separator.abs_separator import AbsSeparator
@@ -22,8 +22,10 @@ class DPDCRNSeparator(AbsSeparator):
         input_dim: frequency bins of the encoder, ``n_fft // 2 + 1``.
         preset: size by name (see :mod:`i2srf_kd.nets.presets`); the options below override it.
         channels, blocks, heads: size of the network.
-        num_mics: microphones of the mixture.
-        ref_channel: microphone that is enhanced.
+        num_mics: channels of the mixture (4 for each first-order Ambisonics microphone).
+        ref_channel: channel that is enhanced.
+        front, front_conf: what stands before the encoder (see :mod:`i2srf_kd.nets.front`).
+        causal, attention_window: for streaming (see :class:`i2srf_kd.nets.dpdcrn.DPDCRN`).
         num_spk: must be 1: the network enhances one speaker.
     """
 
@@ -37,6 +39,10 @@ class DPDCRNSeparator(AbsSeparator):
         num_mics: int = 1,
         ref_channel: int = 0,
         num_spk: int = 1,
+        front: Optional[str] = None,
+        front_conf: Optional[Dict[str, Any]] = None,
+        causal: Optional[bool] = None,
+        attention_window: Optional[int] = None,
     ):
         super().__init__()
         if num_spk != 1:
@@ -51,6 +57,10 @@ class DPDCRNSeparator(AbsSeparator):
             heads=heads,
             num_mics=num_mics,
             ref_channel=ref_channel,
+            front=front,
+            front_conf=front_conf,
+            causal=causal,
+            attention_window=attention_window,
         )
 
     @property

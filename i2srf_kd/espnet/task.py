@@ -30,6 +30,7 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
 from i2srf_kd.checkpoint import check_key_coverage, load_weights
+from i2srf_kd.distill.user_modules import absolute_entries
 from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.espnet.loading import ESPNET_DEFAULT_RATE
@@ -60,7 +61,7 @@ class DistillEnhancementTask(EnhancementTask):
             "--distill",
             action=NestedDictAction,
             default={},
-            help="method, method_conf, weight, kd_only_steps, ramp_steps, student_taps, teacher_taps",
+            help="method, method_conf, weight, kd_only_steps, ramp_steps, student_taps, teacher_taps, import",
         )
         group.add_argument(
             "--distill_config", type=str_or_none, default=None, help="YAML file with the content of --distill"
@@ -94,6 +95,7 @@ class DistillEnhancementTask(EnhancementTask):
         Raises:
             UserError: when a file is absent or the options contradict each other.
         """
+        config = args.distill_config or getattr(args, "config", None)
         if args.distill_config:
             args.distill = {**_read_distill_config(args.distill_config), **(args.distill or {})}
             args.distill_config = None
@@ -110,6 +112,11 @@ class DistillEnhancementTask(EnhancementTask):
             # Its parameters would take part in no loss, which DDP refuses.
             args.distill, args.teacher_exp, args.teacher_config, args.teacher_model_file = {}, None, None, None
             return
+        if args.distill.get("import"):
+            try:
+                args.distill["import"] = absolute_entries(args.distill["import"], [Path(config or "").parent, ""])
+            except ValueError as error:
+                raise UserError(f"distill: {error}") from None
         if args.teacher_exp:
             experiment = Experiment(args.teacher_exp)
             args.teacher_config = str(Path(args.teacher_exp) / "config.yaml")

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, List, Mapping, Optional, Tuple
 
 import torch
+from espnet2.enh.encoder.abs_encoder import AbsEncoder
+from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from torch import Tensor
 
@@ -19,6 +21,32 @@ def planes(spectrum: Any) -> Tensor:
     return torch.stack([spectrum.real, spectrum.imag], dim=1)
 
 
+_TRANSFORM = (
+    "n_fft", "win_length", "hop_length", "window", "center", "spec_transform_type", "spec_factor", "spec_abs_exponent"
+)  # fmt: skip
+
+
+def same_transform(ours: AbsEncoder, theirs: AbsEncoder) -> bool:
+    """Whether two encoders give comparable spectra."""
+    if not isinstance(ours, STFTEncoder) or not isinstance(theirs, STFTEncoder):
+        return False
+    return all(getattr(ours, name) == getattr(theirs, name) for name in _TRANSFORM)
+
+
+def mixture_level(speech_mix: Tensor) -> Tensor:
+    """Standard deviation of a mixture ``(B, samples[, channels])`` over all but its clips, as ESPnet takes it."""
+    return speech_mix.std(dim=tuple(range(1, speech_mix.dim())), keepdim=True)
+
+
+def restore_level(side: Side, level: Tensor) -> None:
+    """Undo, in place, that the mixture was divided by ``level``: features stay as the network made them."""
+    level = level.flatten(1)[:, :1]
+    if side.spectrum is not None:
+        side.spectrum = side.spectrum * level[:, :, None, None]
+    if side.waveform is not None:
+        side.waveform = side.waveform * level
+
+
 class FrozenTeacher:
     """Runs a teacher without gradient.
 
@@ -29,6 +57,9 @@ class FrozenTeacher:
         model: the trained teacher.
         taps: tap points of its feature sets, or None for a network that announces them.
         needs: what beyond features the methods read (``spectrum``, ``waveform``).
+
+    Attributes:
+        analysis: encoder that a teacher of another transform shows its spectrum through; None: its own.
 
     Raises:
         UserError: when the taps name no module of the teacher, or it does not enhance exactly one speaker.
@@ -45,6 +76,7 @@ class FrozenTeacher:
         self.model = model.eval().requires_grad_(False)
         self.model.loss_wrappers = []
         self.needs = frozenset(needs)
+        self.analysis: Optional[AbsEncoder] = None
         try:
             self.taps = FeatureTaps(model, taps)
         except ValueError as error:
@@ -59,22 +91,21 @@ class FrozenTeacher:
         """Enhance ``(B, samples)`` or ``(B, samples, channels)`` and return what the methods need."""
         scale = None
         if self.model.normalize_variance:
-            dims = tuple(range(1, speech_mix.dim()))
-            scale = speech_mix.std(dim=dims, keepdim=True).clamp_min(SILENT_STD)
+            scale = mixture_level(speech_mix).clamp_min(SILENT_STD)
             speech_mix = speech_mix / scale
         with self.taps.record() as features:
             mixture, lengths = self.model.encoder(speech_mix, speech_lengths)
             estimates, _, _ = self.model.separator(mixture, lengths)
         side = Side(features)
-        if "spectrum" in self.needs:
+        reanalysed = self.analysis is not None and "spectrum" in self.needs
+        if "spectrum" in self.needs and not reanalysed:
             side.spectrum = planes(estimates[0])
-        if "waveform" in self.needs:
+        if "waveform" in self.needs or reanalysed:
             side.waveform = self.model.decoder(estimates[0], speech_lengths)[0]
         if scale is not None:
-            # A spectrum or waveform is compared at the student's level.
-            scale = scale.flatten(1)[:, :1]
-            side.spectrum = None if side.spectrum is None else side.spectrum * scale[:, :, None, None]
-            side.waveform = None if side.waveform is None else side.waveform * scale
+            restore_level(side, scale)  # a spectrum or waveform is compared at the student's level
+        if self.analysis is not None and reanalysed:
+            side.spectrum = planes(self.analysis(side.waveform, speech_lengths)[0])
         return side
 
 

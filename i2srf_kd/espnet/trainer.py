@@ -44,7 +44,9 @@ from i2srf_kd.checkpoint import (
     write_averages,
 )
 from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
 from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
+from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.monitor import (
     QUALITY_SCORES,
     MetricsLog,
@@ -84,6 +86,8 @@ class DistillTrainerOptions(TrainerOptions):
     ema_decay: float = 0.0
     quality_utts: int = 8
     quality_interval: int = 1
+    kd_diagnostics: bool = True
+    kd_gradient_interval: int = 0
     overwrite: bool = False
 
 
@@ -121,13 +125,14 @@ class DistillTrainer(Trainer):
             help="Move an existing experiment to <output_dir>.bak-<time> and start anew.",
         )
         add_monitor_arguments(parser)
+        add_diagnostics_arguments(parser)
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> DistillTrainerOptions:
         """Check the options and collect those of the trainer."""
         check_supported(args)
         options = build_dataclass(DistillTrainerOptions, args)
-        for name in ("save_interval_steps", "save_interval_minutes", "quality_utts"):
+        for name in ("save_interval_steps", "save_interval_minutes", "quality_utts", "kd_gradient_interval"):
             if getattr(options, name) < 0:
                 raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}")
         if not 0 <= options.ema_decay < 1:
@@ -231,12 +236,18 @@ class Ranks:
 
 
 class StopSignals:
-    """Remembers SIGTERM and SIGUSR1; a second one ends the process at once, as if nobody had listened."""
+    """Remembers SIGTERM and SIGUSR1; a second one ends the process at once, as if nobody had listened.
+
+    Slurm signals all processes of a job while those that wait for this one pass the signal on as well: what comes there
+    within a moment of the first is the same request.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SLURM_SECONDS = 5.0
 
     def __init__(self) -> None:
         self.received = False
+        self.ignore_until = 0.0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -253,10 +264,14 @@ class StopSignals:
 
     def _receive(self, number: int, frame: object) -> None:
         if self.received:
+            if time.monotonic() < self.ignore_until:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.received = True
+        if "SLURM_JOB_ID" in os.environ:
+            self.ignore_until = time.monotonic() + self.SLURM_SECONDS
         logging.warning(f"{signal.Signals(number).name}: finishing the step, saving, and leaving")
 
 
@@ -337,6 +352,8 @@ class _Training:
         self.ema = AveragedWeights(model, options.ema_decay) if options.ema_decay else None
         self.nbests = _nbests(options.keep_nbest_models)
         self.quality = self._quality_monitor()
+        self.teaching: Optional[DistillMonitor] = None
+        self.gradients: Dict[str, Any] = {}
         self.last_save = time.monotonic()
         self.epoch_in_progress: Optional[Dict[str, Any]] = None
         self.rng_of_training: Optional[Dict[str, Any]] = None
@@ -356,6 +373,17 @@ class _Training:
             self.output_dir / "images",
         )
 
+    def _distill_monitor(self) -> Optional[DistillMonitor]:
+        """Only on the first rank, which needs no other for it; called when the state is loaded."""
+        distilled = isinstance(self.model, DistillEnhancementModel)
+        if not (self.options.kd_diagnostics and distilled and self.ranks.is_first):
+            return None
+        return DistillMonitor(
+            self.model, self.train_factory, self.valid_factory, self.output_dir, self.options.seed,
+            self.options.ngpu > 0,
+            lambda: espnet_trainer.autocast(self.scaler is not None, **espnet_trainer.autocast_args),
+        )  # fmt: skip
+
     # The run ----------------------------------------------------------------------------------------------------
 
     def execute(self) -> None:
@@ -364,6 +392,7 @@ class _Training:
         self.metrics = MetricsLog(self.output_dir, first_epoch - 1) if self.ranks.is_first else None
         if self.ranks.is_first:
             record_environment(self.output_dir)
+        self.teaching = self._distill_monitor()
         self.step_model = self._data_parallel()
         self.writers = self._tensorboard_writers()
         if first_epoch > self.options.max_epoch:
@@ -388,6 +417,8 @@ class _Training:
     def _run_epochs(self, first_epoch: int) -> None:
         if self.reporter.stats:
             self._check_criteria()
+        if self.teaching is not None and self.teaching.step == 0:
+            self.teaching.record(0)
         for epoch in range(first_epoch, self.options.max_epoch + 1):
             self.run_epoch(epoch)
             if self._has_converged():
@@ -423,6 +454,8 @@ class _Training:
             self.reporter.stats.pop(epoch)
             raise TrainingDiverged(f"no update of epoch {epoch} was finite")
         self._check_finite(epoch)
+        if self.teaching is not None:
+            self.gradients = self.teaching.record(epoch)
         with self.ema.applied() if self.ema else _nothing():
             self.valid_phase(epoch)
             weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -523,6 +556,9 @@ class _Training:
         if self.ema is not None:
             self.ema.update()
         steps = done // options.accum_grad
+        interval = options.kd_gradient_interval
+        if self.teaching is not None and interval > 0 and self.teaching.step % interval == 0:
+            self.teaching.record(epoch)
         due = options.save_interval_steps > 0 and steps % options.save_interval_steps == 0
         minutes = (time.monotonic() - self.last_save) / 60
         due = due or 0 < options.save_interval_minutes <= minutes
@@ -719,7 +755,7 @@ class _Training:
         assert self.metrics is not None
         logging.info(self.reporter.log_message())
         self.metrics.append(epoch, "train", self.train_values)
-        self.metrics.append(epoch, "valid", self.valid_values)
+        self.metrics.append(epoch, "valid", {**self.valid_values, **self.gradients})
         if self.options.use_matplotlib:
             if importlib.util.find_spec("matplotlib"):
                 self.reporter.matplotlib_plot(self.output_dir / "images")

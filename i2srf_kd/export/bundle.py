@@ -3,6 +3,7 @@
     config.yaml        network, STFT, sampling rate, normalisation, checksum of the weights
     weights.pth        plain tensors, loaded without running code from the file
     model.onnx         the network for other runtimes; onnx_enhancer.py beside it needs numpy and onnxruntime only
+    model_stream.onnx  one step of it with its state, of a causal model; onnx_stream.py and spectral_stream.py run it
     complexity.json    parameters and MACs
     README.md          model card
 
@@ -21,12 +22,13 @@ import torch
 import yaml
 
 from i2srf_kd import __version__
+from i2srf_kd.audio import spectral_stream
 from i2srf_kd.checkpoint import check_key_coverage, load_weights
 from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN, measure_complexity
 from i2srf_kd.errors import UserError
 from i2srf_kd.experiment import CONFIG, Experiment, read_yaml, split_model_path
-from i2srf_kd.export import onnx_runtime
-from i2srf_kd.export.onnx import TOLERANCE, check_onnx, export_onnx
+from i2srf_kd.export import onnx_runtime, onnx_stream
+from i2srf_kd.export.onnx import TOLERANCE, check_onnx, check_stream_onnx, export_onnx, export_stream_onnx
 from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
@@ -34,6 +36,7 @@ from i2srf_kd.nets.dpdcrn import DPDCRN
 FORMAT = "i2srf_kd-bundle"
 VERSION = 1
 WEIGHTS, ONNX, ONNX_CODE = "weights.pth", "model.onnx", "onnx_enhancer.py"
+STREAM_ONNX = "model_stream.onnx"
 
 
 class ExportReport(NamedTuple):
@@ -44,7 +47,7 @@ class ExportReport(NamedTuple):
     sha256: str
     complexity: Complexity
     onnx_error: Optional[float]
-    """Largest error of the ONNX file relative to the peak; None without ONNX."""
+    """Largest error of the ONNX files relative to the peak; None without ONNX."""
 
 
 def sha256_of(path: PathLike) -> str:
@@ -76,7 +79,7 @@ def export_bundle(
         model: experiment folder, or a file of weights in one.
         out_dir: folder to be written.
         weights: name of a file of weights (default: :meth:`Experiment.weights`).
-        onnx: also write and check ``model.onnx``.
+        onnx: also write and check ``model.onnx`` and, for a causal model, ``model_stream.onnx``.
         training_data: line for the model card.
         licence: of the weights, line for the model card.
 
@@ -120,13 +123,23 @@ def _write_onnx(network: DPDCRN, config: Dict[str, Any], folder: Path) -> float:
     }
     export_onnx(network, folder / ONNX, metadata)
     error = check_onnx(network, folder / ONNX)
+    sources = {ONNX_CODE: onnx_runtime}
+    if _can_stream(config):
+        export_stream_onnx(network, folder / STREAM_ONNX, metadata)
+        error = max(error, check_stream_onnx(network, folder / STREAM_ONNX))
+        sources.update({"onnx_stream.py": onnx_stream, "spectral_stream.py": spectral_stream})
     if not error <= TOLERANCE:
         raise UserError(
             f"the ONNX file differs from the network by {error:.1e} of its peak, more than {TOLERANCE:.0e}: "
             "use other versions of torch, onnx and onnxruntime, or give --onnx false"
         )
-    shutil.copyfile(str(onnx_runtime.__file__), folder / ONNX_CODE)
+    for name, module in sources.items():
+        shutil.copyfile(str(module.__file__), folder / name)
     return error
+
+
+def _can_stream(config: Dict[str, Any]) -> bool:
+    return bool(config["network"].get("causal")) and not config["normalize_variance"]
 
 
 @contextlib.contextmanager
@@ -197,7 +210,7 @@ DPDCRN (dual-path dilated convolutional recurrent network, arXiv 2506.13127) tha
 | output | the enhanced speech of microphone {ref_channel}, as long as the input |
 | network | {channels} channels, {blocks} dual-path block(s), {heads} attention heads |
 | STFT | {n_fft} samples, hop {hop_length} |
-| look-ahead | not causal: works on a whole recording, or on windows of a long one |
+| look-ahead | {look_ahead} |
 | parameters | {parameters:,} |
 | MACs per second | {gmacs_per_second:.2f} G without the GRUs, {gmacs_per_second_with_recurrent:.2f} G with them |
 | training data | {training_data} |
@@ -233,21 +246,41 @@ enhanced = enhancer(noisy, {fs})  # noisy: (samples,) at {fs} Hz, up to about ha
 on noise of several lengths, is {error:.1e} of the output's peak.
 """
 
+_CARD_STREAM = """
+For a stream (run in this folder): blocks of any size in, what is ready out. Algorithmic latency: {latency} samples
+({latency_ms:.0f} ms).
+
+```python
+from onnx_stream import OnnxStreamingEnhancer
+stream = OnnxStreamingEnhancer("model_stream.onnx")
+enhanced = stream(block)  # then stream.flush() at the end
+```
+
+`model_stream.onnx` has a `state_*` input for every `next_state_*` output; before the first frame they are zero.
+"""
+
 
 def model_card(
     config: Dict[str, Any], complexity: Complexity, onnx_error: Optional[float], facts: Dict[str, str]
 ) -> str:
     """README.md of the exported folder."""
     network = config["network"]
+    latency_ms = 1000 * network["n_fft"] / config["fs"]
+    look_ahead = "not causal: works on a whole recording, or on windows of a long one"
+    if network.get("causal"):
+        look_ahead = f"causal: {network['n_fft']} samples ({latency_ms:.0f} ms), the window of the STFT"
     onnx = ""
     if onnx_error is not None:
         bins, planes = network["n_fft"] // 2 + 1, network["input_channels"]
         onnx = _CARD_ONNX.format(fs=config["fs"], planes=planes, bins=bins, error=onnx_error)
+        if _can_stream(config):
+            onnx += _CARD_STREAM.format(latency=network["n_fft"], latency_ms=latency_ms)
     return _CARD.format(
         name=facts["source"].split("/")[0],
         num_mics=network["input_channels"] // 2,
         version=__version__,
         onnx=onnx,
+        look_ahead=look_ahead,
         **{key: value for key, value in network.items() if key != "input_channels"},
         **{key: config[key] for key in ("fs", "hop_length", "weights_sha256")},
         **complexity._asdict(),

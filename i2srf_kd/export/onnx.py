@@ -1,6 +1,9 @@
 """DPDCRN as an ONNX file: spectrum planes in, enhanced planes out, any batch and number of frames.
 
 The STFT stays outside, because few runtimes agree about it; :mod:`i2srf_kd.export.onnx_runtime` has it in numpy.
+
+A causal network can also be written for streams: planes of any number of frames and the state in, enhanced planes and
+the next state out; :mod:`i2srf_kd.export.onnx_stream` runs it.
 """
 
 import contextlib
@@ -9,7 +12,8 @@ import importlib.util
 import io
 import logging
 import warnings
-from typing import Iterator, List, Mapping, Sequence
+from types import MappingProxyType
+from typing import Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -18,12 +22,15 @@ from torch import Tensor, nn
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.nets.streaming import StreamingDPDCRN
 
 OPSET = 17
 INPUT, OUTPUT = "mixture", "enhanced"
+STATE, NEXT_STATE = "state_{}", "next_state_{}"
 # Largest error that counts as the same network, relative to the peak of torch's output.
 TOLERANCE = 1e-4
 CHECKED_FRAMES = (1, 2, 37, 126, 251)
+CHECKED_CHUNKS = (1, 1, 2, 37, 1, 126, 3, 30)
 _TRACED_FRAMES = 40
 PACKAGES = ("onnx", "onnxruntime")
 
@@ -55,31 +62,77 @@ def export_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, object])
     Raises:
         UserError: a package is missing.
     """
+    network = _exportable(network)
+    example = torch.randn(1, network.input_channels, _TRACED_FRAMES, network.bins)
+    dynamic = {0: "batch", 2: "frames"}
+    _export(_Planes(network), (example,), [INPUT], [OUTPUT], {INPUT: dynamic, OUTPUT: dynamic}, path, metadata)
+
+
+def export_stream_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, object]) -> None:
+    """Write one step of a stream: ``(1, 2 * microphones, T, F)`` and state to ``(1, 2, T, F)`` and next state.
+
+    T is dynamic. The inputs ``state_0``, ``state_1``, ... are the outputs ``next_state_0``, ``next_state_1``, ... of
+    the step before, and zeros of the shapes in the file before the first one.
+
+    Args:
+        network: a causal one, on any device, in any mode; it is left as it is.
+        path: the file to be written.
+        metadata: put into the file as text.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    step = StreamingDPDCRN(_exportable(network))
+    state = step.initial_state()
+    example = torch.randn(1, step.network.input_channels, _TRACED_FRAMES, step.network.bins)
+    inputs = [INPUT, *(STATE.format(i) for i in range(len(state)))]
+    outputs = [OUTPUT, *(NEXT_STATE.format(i) for i in range(len(state)))]
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(outputs[1:], state, strict=True)}
+    dynamic = {2: "frames"}
+    _export(step, (example, *state), inputs, outputs, {INPUT: dynamic, OUTPUT: dynamic}, path, metadata, shapes)
+
+
+def _exportable(network: DPDCRN) -> DPDCRN:
     if missing_packages():
         raise UserError(
             f"export to ONNX needs {' and '.join(missing_packages())}: pip install {' '.join(missing_packages())}, "
             "or give --onnx false"
         )
-    import onnx
-
     network = copy.deepcopy(network).cpu().float().eval()
     network.feature_sink = None
-    example = torch.randn(1, network.input_channels, _TRACED_FRAMES, network.bins)
-    dynamic = {0: "batch", 2: "frames"}
+    return network
+
+
+def _export(
+    module: nn.Module,
+    example: Tuple[Tensor, ...],
+    inputs: List[str],
+    outputs: List[str],
+    dynamic: Dict[str, Dict[int, str]],
+    path: PathLike,
+    metadata: Mapping[str, object],
+    output_shapes: Mapping[str, Tuple[int, ...]] = MappingProxyType({}),
+) -> None:
+    """Write a module; ``output_shapes`` are put in where the exporter could not infer them."""
+    import onnx
+
     with atomic_path(path) as temporary:
         with _quiet():
             # The TorchScript exporter: its graph is valid for any number of frames, one included.
             torch.onnx.export(
-                _Planes(network),
-                (example,),
+                module,
+                example,
                 str(temporary),
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: dynamic, OUTPUT: dynamic},
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes=dynamic,
             )
         model = onnx.load(str(temporary))
+        for output in model.graph.output:
+            for i, size in enumerate(output_shapes.get(output.name, ())):
+                output.type.tensor_type.shape.dim[i].dim_value = size
         onnx.helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
         onnx.checker.check_model(model)
         onnx.save(model, str(temporary))
@@ -125,3 +178,25 @@ def check_onnx(network: DPDCRN, path: PathLike, frames: Sequence[int] = CHECKED_
         found = session.run(None, {INPUT: mixture.numpy()})[0]
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
     return worst
+
+
+def check_stream_onnx(network: DPDCRN, path: PathLike, chunks: Sequence[int] = CHECKED_CHUNKS) -> float:
+    """Compare a streaming ONNX file, run in chunks, with the network it was made from on the whole spectrum.
+
+    Args:
+        network: in evaluation mode.
+        chunks: numbers of frames T, one after the other.
+
+    Returns:
+        Largest absolute error, relative to the peak of the network's output.
+    """
+    from i2srf_kd.export.onnx_stream import OnnxStep
+
+    step = OnnxStep(path)
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    mixture = torch.randn(1, network.input_channels, sum(chunks), network.bins, generator=generator)
+    with torch.no_grad():
+        expected = network(mixture.to(device)).spectrum.cpu().numpy()
+    found = np.concatenate([step(chunk.numpy()) for chunk in mixture.split(list(chunks), dim=2)], axis=2)
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -1,5 +1,6 @@
 """What is to be run (:class:`JobArray`) and what became of it (:class:`JobResult`)."""
 
+import os
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -20,22 +21,34 @@ class Resources:
     """What one element of an array needs.
 
     Args:
-        num_threads: CPU threads.
-        gpu: number of GPUs.
-        mem: memory such as ``4G``; only for backends that reserve it.
+        num_threads: CPU threads of one process.
+        gpu: number of GPUs on each machine.
+        mem: memory of each machine such as ``4G``; only for backends that reserve it.
         time: longest run such as ``1:00:00``; only for backends that reserve it.
+        nodes: number of machines.
+        tasks: processes on each machine. With more than one process in all, each is a rank of one job.
+        start_once: reserve all that, but start the command once; it starts the processes of its steps itself.
     """
 
     num_threads: int = 1
     gpu: int = 0
     mem: Optional[str] = None
     time: Optional[str] = None
+    nodes: int = 1
+    tasks: int = 1
+    start_once: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_threads < 1:
-            raise UserError(f"--num_threads {self.num_threads}: must be at least 1")
+        for option in ("num_threads", "nodes", "tasks"):
+            if getattr(self, option) < 1:
+                raise UserError(f"--{option} {getattr(self, option)}: must be at least 1")
         if self.gpu < 0:
             raise UserError(f"--gpu {self.gpu}: must not be negative")
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.tasks
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,9 @@ class JobArray:
         fail_fast: stop the others when one fails.
         follow: copy the log of a single command to standard output while it grows.
         resources: needs of one element.
+        after: id of a queued job that must succeed before this one starts; only for backends with a queue.
+        detach: submit, print the id to standard output and do not wait; only for backends with a queue.
+        kind: kind of work (``data``, ``train``, ``decode``, ``score``), by which a backend's configuration may differ.
 
     Raises:
         UserError: no command, an empty range, or elements that would share a log.
@@ -64,6 +80,9 @@ class JobArray:
     fail_fast: bool = False
     follow: bool = False
     resources: Resources = field(default_factory=Resources)
+    kind: str = ""
+    after: Optional[str] = None
+    detach: bool = False
 
     def __post_init__(self) -> None:
         if not self.command:
@@ -132,9 +151,21 @@ def parse_range(text: str) -> List[int]:
     return list(range(first, last + 1))
 
 
+def without_job(array: JobArray) -> Path:
+    """One path for all elements: that of the log without ``JOB``."""
+    return Path(array.log if array.indices is None else re.sub(r"[._-]?" + _JOB.pattern, "", array.log))
+
+
 def quote(command: Sequence[str]) -> str:
     """The command as a shell would take it."""
     return " ".join(shlex.quote(word) for word in command)
+
+
+def job_name(name: str) -> str:
+    """Name in a queue, ``i2srf.<recipe>.<stage>.<name>``: the recipe is the current folder, the stage what the pipeline
+    says (``I2SRF_STAGE``)."""
+    words = ["i2srf", Path.cwd().name, os.environ.get("I2SRF_STAGE", ""), name]
+    return ".".join(re.sub(r"[^A-Za-z0-9_-]+", "_", word) for word in words if word)
 
 
 def final_code(results: Sequence[JobResult]) -> int:

@@ -2,6 +2,7 @@
 
 Every element leads a process group of its own, with standard input closed and both outputs in its log. A signal to the
 runner is passed on and waited for, a second one kills; whatever an element leaves behind in its group is ended with it.
+Elements get SIGTERM when the runner itself is killed.
 """
 
 import os
@@ -18,12 +19,14 @@ from types import FrameType
 from typing import Deque, Dict, List, Optional
 
 from i2srf_kd.errors import UserError
-from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, JobResult, quote
+from i2srf_kd.jobs.array import JobArray, JobResult, quote
+from i2srf_kd.jobs.parent import end_with_parent
+from i2srf_kd.jobs.ranks import step_command
+from i2srf_kd.jobs.report import Report, footer, header, last_lines, say
 
 _POLL_SECONDS = 0.02
-_HEARTBEAT_SECONDS = 60.0
-_LAST_LINES = 20
 _LEFTOVER_SECONDS = 5.0  # between SIGTERM and SIGKILL for what an element left behind
+_SLURM_SECONDS = 5.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -34,18 +37,11 @@ def run(array: JobArray) -> List[JobResult]:
         One result per element, in the order in which they ended; elements that were never started come last.
 
     Raises:
-        UserError: a log cannot be written, or there are fewer GPUs than one element needs.
+        UserError: a log cannot be written, there are fewer GPUs than one element needs, or a queue is asked for.
     """
+    if array.detach or array.after is not None:
+        raise UserError("--detach and --after need a queue: use --backend slurm")
     return _LocalRun(array).run()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60:d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _visible_gpus() -> List[str]:
@@ -72,7 +68,7 @@ class _Element:
         self.start = time.monotonic()
         self.process: Optional[subprocess.Popen] = None
         self.code: Optional[int] = None
-        command = array.command_of(index)
+        command = step_command(array.command_of(index), array.resources)
         environment = dict(os.environ)
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[variable] = str(array.resources.num_threads)
@@ -89,6 +85,7 @@ class _Element:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    preexec_fn=end_with_parent(),
                 )
             except OSError as error:  # as a shell would say it
                 stream.write(f"cannot run {command[0]}: {error.strerror}\n".encode())
@@ -99,12 +96,8 @@ class _Element:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             if self.log.exists():  # keep the run before this one: a resumed training continues its story
                 os.replace(self.log, self.log.with_name(self.log.name + ".1"))
-            self.log.write_text(
-                f"# Command: {quote(command)}\n"
-                f"# Host: {socket.gethostname()}\n"
-                f"# Started: {datetime.now().astimezone().isoformat(timespec='seconds')}\n",
-                encoding="utf-8",
-            )
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            self.log.write_text(header(quote(command), socket.gethostname(), now), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the log {self.log}: {error.strerror}") from error
 
@@ -131,11 +124,7 @@ class _Element:
 
     def last_lines(self) -> List[str]:
         """End of the command's own output."""
-        with self.log.open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(self.body_start, stream.tell() - 65536))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-        return [line for line in lines if not line.startswith("# Ended: ")][-_LAST_LINES:]
+        return last_lines(self.log)
 
     def result(self) -> JobResult:
         return JobResult(self.index, self.code, self.seconds, self.log)
@@ -145,7 +134,7 @@ class _Element:
         self.seconds = time.monotonic() - self.start
         with self.log.open("a", encoding="utf-8") as stream:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
-            stream.write(f"# Ended: {now}, exit code {code}, {self.seconds:.1f} seconds\n")
+            stream.write(footer(now, code, self.seconds))
 
     def _signal_group(self, number: int) -> bool:
         assert self.process is not None
@@ -172,14 +161,12 @@ class _LocalRun:
     def __init__(self, array: JobArray) -> None:
         self.array = array
         self.waiting: Deque[Optional[int]] = deque(array.elements())
-        self.total = len(self.waiting)
         self.running: List[_Element] = []
-        self.results: List[JobResult] = []
-        self.failures = 0
+        self.report = Report(array)
         self.received = 0
+        self.ignore_until = 0.0
         self.forwarded = 0
         self.last_signal = 0
-        self.start = self.last_line = time.monotonic()
         self.shown = 0
         need = array.resources.gpu
         self.gpus = _visible_gpus() if need else []
@@ -200,7 +187,7 @@ class _LocalRun:
                 for element in ended:
                     self._ended(element)
                 if not ended:
-                    self._heartbeat()
+                    self.report.heartbeat()
                     time.sleep(_POLL_SECONDS)
         except BaseException:  # nothing may outlive the runner, whatever went wrong in it
             for element in self.running:
@@ -209,9 +196,14 @@ class _LocalRun:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
-        return self.results
+        return self.report.results
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.received and time.monotonic() < self.ignore_until:
+            return
+        if "SLURM_JOB_ID" in os.environ:
+            # Slurm signals all processes of a job, and those above this one pass the signal on: it is one request.
+            self.ignore_until = time.monotonic() + _SLURM_SECONDS
         self.received += 1
         self.last_signal = number
 
@@ -222,7 +214,7 @@ class _LocalRun:
         number = self.last_signal if self.received == 1 else signal.SIGKILL
         what = "again; killing" if self.received > 1 else "passing it on and waiting for"
         name = signal.Signals(self.last_signal).name
-        _say(f"{self.array.name}: received {name}; {what} {len(self.running)} running job(s)")
+        say(f"{self.array.name}: received {name}; {what} {len(self.running)} running job(s)")
         self._drop_waiting(128 + self.last_signal)
         for element in self.running:
             element.signal(number)
@@ -230,8 +222,7 @@ class _LocalRun:
     def _drop_waiting(self, code: Optional[int]) -> None:
         # Not started counts as ended by what stopped it, so that the array cannot look complete.
         while self.waiting:
-            index = self.waiting.popleft()
-            self.results.append(JobResult(index, code, 0.0, self.array.log_of(index)))
+            self.report.not_started(self.waiting.popleft(), code)
 
     def _start_waiting(self) -> None:
         while self.waiting and len(self.running) < self.slots:
@@ -243,32 +234,12 @@ class _LocalRun:
         self._follow()
         self.running.remove(element)
         self.gpus.extend(element.gpus)
-        self.results.append(element.result())
-        title = self.array.title_of(element.index)
-        if element.code == EXIT_RUN_AGAIN:
-            _say(f"{title}: saved its state and is to be run again (exit code {EXIT_RUN_AGAIN}); log: {element.log}")
-        elif element.code:
-            self.failures += 1
-            _say(f"error: {title} failed with exit code {element.code}; log: {element.log}")
-            if not self.array.follow:
-                for line in element.last_lines():
-                    _say(f"  | {line}")
-            if self.array.fail_fast and self.failures == 1:
-                self._drop_waiting(None)
-                for other in self.running:
-                    other.signal(signal.SIGTERM)
-        self._progress_line()
-
-    def _progress_line(self) -> None:
-        self.last_line = now = time.monotonic()
-        done = len(self.results)
-        failed = f", {self.failures} failed" if self.failures else ""
-        left = f", {_clock((now - self.start) / done * (self.total - done))} left" if 0 < done < self.total else ""
-        _say(f"{self.array.name}: {done} of {self.total} done{failed}, {_clock(now - self.start)} elapsed{left}")
-
-    def _heartbeat(self) -> None:
-        if not self.array.follow and time.monotonic() - self.last_line >= _HEARTBEAT_SECONDS:
-            self._progress_line()
+        failures = self.report.failures
+        self.report.ended(element.result(), element.last_lines())
+        if self.array.fail_fast and failures == 0 < self.report.failures:
+            self._drop_waiting(None)
+            for other in self.running:
+                other.signal(signal.SIGTERM)
 
     def _follow(self) -> None:
         if not self.array.follow or not self.running:

@@ -9,7 +9,7 @@ from i2srf_kd.jobs.array import JobArray, JobResult
 Backend = Callable[[JobArray], List[JobResult]]
 
 #: Name of a backend -> ``module:function``. Adding a backend is one new file and one line here.
-BACKENDS: Dict[str, str] = {"local": "i2srf_kd.jobs.local:run"}
+BACKENDS: Dict[str, str] = {"local": "i2srf_kd.jobs.local:run", "slurm": "i2srf_kd.jobs.slurm:run"}
 
 
 def get_backend(name: str) -> Backend:

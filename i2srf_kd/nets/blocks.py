@@ -1,13 +1,18 @@
 """Building blocks of DPDCRN (arXiv 2506.13127): strided (de)convolutions, dilated dense block, dual-path block.
 
 All feature maps are ``(B, C, T, F)``: batch, channel, frame, frequency bin.
+
+Blocks that are built causal (ours) see no frame after the one they compute. Such blocks take what they remember of
+earlier frames as ``state``, for a recording that arrives in chunks; None stands for a recording in one piece.
 """
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from i2srf_kd.nets.causal import FrameNorm, StreamState, attention_mask
 
 
 class ConvNormAct(nn.Module):
@@ -16,21 +21,22 @@ class ConvNormAct(nn.Module):
     Args:
         conv: the convolution or transposed convolution.
         channels: its output channels.
+        causal: normalise every frame by itself.
     """
 
-    def __init__(self, conv: nn.Module, channels: int):
+    def __init__(self, conv: nn.Module, channels: int, causal: bool = False):
         super().__init__()
         self.conv = conv
-        self.norm = nn.InstanceNorm2d(channels, eps=1e-5, affine=True)
+        self.norm = FrameNorm(channels, 1e-5) if causal else nn.InstanceNorm2d(channels, eps=1e-5, affine=True)
         self.act = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
 
-def downsample(in_channels: int, channels: int, padding: int) -> ConvNormAct:
+def downsample(in_channels: int, channels: int, padding: int, causal: bool = False) -> ConvNormAct:
     """Halve the frequency axis: convolution (1, 3), stride (1, 2)."""
-    return ConvNormAct(nn.Conv2d(in_channels, channels, (1, 3), (1, 2), (0, padding)), channels)
+    return ConvNormAct(nn.Conv2d(in_channels, channels, (1, 3), (1, 2), (0, padding)), channels, causal)
 
 
 def upsample(channels: int, out_channels: int, output_padding: int = 0) -> nn.ConvTranspose2d:
@@ -47,20 +53,22 @@ class DilatedDenseBlock(nn.Module):
     Shape: ``(B, C, T, F)`` to ``(B, C, T, F)``.
     """
 
-    def __init__(self, channels: int, depth: int = 4):
+    def __init__(self, channels: int, depth: int = 4, causal: bool = False):
         super().__init__()
         self.layers = nn.ModuleList(
             ConvNormAct(
                 nn.Conv2d(channels * (k + 1), channels, (2, 3), padding=(0, 1), dilation=(2**k, 1)),
                 channels,
+                causal,
             )
             for k in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: Optional[StreamState] = None) -> Tensor:
         dense = x
         for k, layer in enumerate(self.layers):
-            x = layer(F.pad(dense, (0, 0, 2**k, 0)))
+            past = 2**k
+            x = layer(F.pad(dense, (0, 0, past, 0)) if state is None else state.prepend(dense, past))
             if k + 1 < len(self.layers):
                 dense = torch.cat([x, dense], dim=1)
         return x
@@ -80,10 +88,20 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None, state: Optional[StreamState] = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: ``(N, L, D)``.
+            mask: bool ``(L, keys)``, true where a position (row) sees another (column); None: everywhere.
+            state: earlier positions to attend to, as many as the mask has keys beyond L.
+        """
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v)
+        if state is not None and mask is not None:
+            past = mask.shape[1] - length
+            k, v = state.prepend(k, past), state.prepend(v, past)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.output(x.transpose(1, 2).reshape(n, length, dim))
 
 
@@ -94,12 +112,13 @@ class SequenceBranch(nn.Module):
         dim: feature width D.
         heads: attention heads.
         bidirectional: True over frequency, False over time.
+        causal: the norm that closes the branch is taken over single frames.
 
     Shape: ``(N, L, D)`` to ``(N, L, D)``; the group norm that closes the branch is applied by the block, because it
     needs the whole ``(B, D, T, F)`` map.
     """
 
-    def __init__(self, dim: int, heads: int, bidirectional: bool):
+    def __init__(self, dim: int, heads: int, bidirectional: bool, causal: bool = False):
         super().__init__()
         self.pre_attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads)
@@ -107,29 +126,42 @@ class SequenceBranch(nn.Module):
         self.gru = nn.GRU(dim, 2 * dim, batch_first=True, bidirectional=bidirectional)
         self.gru_projection = nn.Linear((4 if bidirectional else 2) * dim, dim)
         self.post_gru_norm = nn.LayerNorm(dim)
-        self.group_norm = nn.GroupNorm(1, dim, eps=1e-8)
+        self.group_norm = FrameNorm(dim, 1e-8) if causal else nn.GroupNorm(1, dim, eps=1e-8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.post_attention_norm(x + self.attention(self.pre_attention_norm(x)))
-        recurrent, _ = self.gru(x)
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None, state: Optional[StreamState] = None) -> Tensor:
+        """Run the branch; ``mask`` and ``state`` as for :class:`SelfAttention`."""
+        x = self.post_attention_norm(x + self.attention(self.pre_attention_norm(x), mask, state))
+        recurrent, last = self.gru(x, None if state is None else state.take(x, 1, len(x), self.gru.hidden_size))
+        if state is not None:
+            state.keep(last)
         return self.post_gru_norm(x + self.gru_projection(F.relu(recurrent)))
 
 
 class DualPathBlock(nn.Module):
     """A frequency branch and a time branch, both fed by the block's input.
 
+    Args:
+        dim: feature width D.
+        heads: attention heads.
+        attention_window: frames that the time branch attends to, for a causal block; None for one that is not.
+
     Shape: ``(B, D, T, F)`` to two ``(B, D, T, F)``: (frequency branch, time branch).
     """
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, attention_window: Optional[int] = None):
         super().__init__()
-        self.frequency_branch = SequenceBranch(dim, heads, bidirectional=True)
-        self.time_branch = SequenceBranch(dim, heads, bidirectional=False)
+        causal = attention_window is not None
+        self.attention_window = attention_window
+        self.frequency_branch = SequenceBranch(dim, heads, bidirectional=True, causal=causal)
+        self.time_branch = SequenceBranch(dim, heads, bidirectional=False, causal=causal)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Optional[StreamState] = None) -> Tuple[Tensor, Tensor]:
         b, d, t, f = x.shape
+        mask = None
+        if self.attention_window is not None:
+            mask = attention_mask(x, self.attention_window, state)
         over_frequency = self.frequency_branch(x.permute(0, 2, 3, 1).reshape(b * t, f, d))
-        over_time = self.time_branch(x.permute(0, 3, 2, 1).reshape(b * f, t, d))
+        over_time = self.time_branch(x.permute(0, 3, 2, 1).reshape(b * f, t, d), mask, state)
         over_frequency = over_frequency.view(b, t, f, d).permute(0, 3, 1, 2)
         over_time = over_time.view(b, f, t, d).permute(0, 3, 2, 1)
         return (
@@ -148,28 +180,30 @@ class DualPath(nn.Module):
         channels: C of input and output.
         blocks: number L of dual-path blocks.
         heads: attention heads.
+        attention_window: see :class:`DualPathBlock`.
     """
 
-    def __init__(self, channels: int, blocks: int, heads: int):
+    def __init__(self, channels: int, blocks: int, heads: int, attention_window: Optional[int] = None):
         super().__init__()
         dim = channels // 2
         self.entry = nn.Sequential(nn.Conv2d(channels, dim, 1), nn.PReLU())
-        self.blocks = nn.ModuleList(DualPathBlock(dim, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(DualPathBlock(dim, heads, attention_window) for _ in range(blocks))
         self.gain_frequency = nn.Parameter(torch.ones(1))
         self.gain_time = nn.Parameter(torch.ones(1))
         self.exit = nn.Sequential(nn.PReLU(), nn.Conv2d(dim, channels, 1))
 
-    def forward(self, x: Tensor, every_block: bool = False) -> List[Tensor]:
+    def forward(self, x: Tensor, every_block: bool = False, state: Optional[StreamState] = None) -> List[Tensor]:
         """Return the exit layer's output after each block, or after the last one alone.
 
         Args:
             x: ``(B, C, T, F)``.
             every_block: also map the outputs of the blocks before the last, which only distillation reads.
+            state: for a recording in chunks.
         """
         x = self.entry(x)
         outputs = []
         for i, block in enumerate(self.blocks):
-            over_frequency, over_time = block(x)
+            over_frequency, over_time = block(x, state)
             x = x + self.gain_frequency * over_frequency + self.gain_time * over_time
             if every_block or i + 1 == len(self.blocks):
                 outputs.append(self.exit(x))

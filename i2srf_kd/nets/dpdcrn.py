@@ -2,19 +2,25 @@
 
 A convolutional encoder halves the frequency axis twice, dual-path blocks model time and frequency, a decoder mirrors
 the encoder and predicts a complex mask whose magnitude is bounded by tanh and whose phase is added to the mixture's.
+
+The published network sees whole recordings. With ``causal=True`` (ours, see :mod:`i2srf_kd.nets.causal`) a frame of the
+output depends on no later frame of the input, and the network can run on a recording that arrives in chunks.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from i2srf_kd.nets.blocks import ConvNormAct, DilatedDenseBlock, DualPath, downsample, upsample
+from i2srf_kd.nets.causal import StreamState
+from i2srf_kd.nets.front import build_front
 
 FeatureSets = Dict[str, List[Tensor]]
 
 # Below this power a bin counts as empty: its phase is undefined and is taken as zero, without a gradient.
 _TINY_POWER = 1e-24
+ATTENTION_WINDOW = 126
 
 
 class DPDCRNOutput(NamedTuple):
@@ -34,32 +40,32 @@ class DPDCRNOutput(NamedTuple):
 class Encoder(nn.Module):
     """Two strided convolutions and a dilated dense block: ``(B, P, T, F)`` to ``(B, C, T, ~F/4)``."""
 
-    def __init__(self, planes: int, channels: int):
+    def __init__(self, planes: int, channels: int, causal: bool = False):
         super().__init__()
-        self.down1 = downsample(planes, channels, padding=1)
-        self.down2 = downsample(channels, channels, padding=0)
-        self.dense = DilatedDenseBlock(channels)
+        self.down1 = downsample(planes, channels, padding=1, causal=causal)
+        self.down2 = downsample(channels, channels, padding=0, causal=causal)
+        self.dense = DilatedDenseBlock(channels, causal=causal)
 
-    def forward(self, x: Tensor) -> List[Tensor]:
+    def forward(self, x: Tensor, state: Optional[StreamState] = None) -> List[Tensor]:
         first = self.down1(x)
         second = self.down2(first)
-        return [first, second, self.dense(second)]
+        return [first, second, self.dense(second, state)]
 
 
 class Decoder(nn.Module):
     """A dilated dense block and two transposed convolutions: ``(B, C, T, ~F/4)`` to a mask ``(B, 2, T, F)``."""
 
-    def __init__(self, channels: int, bins: int):
+    def __init__(self, channels: int, bins: int, causal: bool = False):
         super().__init__()
         half = (bins - 1) // 2 + 1
         quarter = (half - 3) // 2 + 1
         self.bins = bins
-        self.dense = DilatedDenseBlock(channels)
-        self.up1 = ConvNormAct(upsample(channels, channels, output_padding=half - (2 * quarter + 1)), channels)
+        self.dense = DilatedDenseBlock(channels, causal=causal)
+        self.up1 = ConvNormAct(upsample(channels, channels, output_padding=half - (2 * quarter + 1)), channels, causal)
         self.mask = upsample(channels, 2)
 
-    def forward(self, x: Tensor) -> List[Tensor]:
-        dense = self.dense(x)
+    def forward(self, x: Tensor, state: Optional[StreamState] = None) -> List[Tensor]:
+        dense = self.dense(x, state)
         up = self.up1(dense)
         return [dense, up, self.mask(up)[..., : self.bins]]
 
@@ -108,6 +114,11 @@ class DPDCRN(nn.Module):
         input_channels: input planes, two for each microphone: real, imaginary, real, imaginary, ...
         n_fft: STFT size; the network sees ``n_fft // 2 + 1`` bins.
         ref_channel: microphone whose spectrum the mask is applied to.
+        front: name of what stands before the encoder (:mod:`i2srf_kd.nets.front`); published: None.
+        front_conf: its options.
+        causal: use no frame after the one that is computed (ours; published: False).
+        attention_window: frames that a causal network's attention over time sees, its own included (126 frames are
+            2 s at the published STFT); without meaning for one that is not causal.
 
     Raises:
         ValueError: for sizes the network cannot be built with.
@@ -123,6 +134,10 @@ class DPDCRN(nn.Module):
         input_channels: int = 2,
         n_fft: int = 512,
         ref_channel: int = 0,
+        front: Optional[str] = None,
+        front_conf: Optional[Dict[str, Any]] = None,
+        causal: bool = False,
+        attention_window: int = ATTENTION_WINDOW,
     ):
         super().__init__()
         if channels < 2 or channels % 2:
@@ -135,22 +150,35 @@ class DPDCRN(nn.Module):
             raise ValueError(f"n_fft must be even and at least 16, not {n_fft}")
         if not 0 <= ref_channel < input_channels // 2:
             raise ValueError(f"ref_channel {ref_channel} is not one of {input_channels // 2} microphones")
+        if attention_window < 2:
+            raise ValueError(f"attention_window must be at least 2 frames, not {attention_window}")
+        self.causal = causal
+        self.attention_window = attention_window
+        # Nothing for a published network, whose descriptions stay readable for older versions of this package.
+        self.causal_options: Dict[str, Any] = {"causal": True, "attention_window": attention_window} if causal else {}
         self.input_channels = input_channels
         self.bins = n_fft // 2 + 1
         self.ref_channel = ref_channel
         # Whoever wants the feature sets of every forward pass (distillation) sets this; it is no parameter.
         self.feature_sink: Optional[Callable[[FeatureSets], None]] = None
-        self.encoder = Encoder(input_channels, channels)
-        self.dual_path = DualPath(channels, blocks, heads)
-        self.decoder = Decoder(channels, self.bins)
+        self.encoder = Encoder(input_channels, channels, causal)
+        self.dual_path = DualPath(channels, blocks, heads, attention_window if causal else None)
+        self.decoder = Decoder(channels, self.bins, causal)
+        # Last, so that a seed draws the same other weights with and without it.
+        self.front_options: Dict[str, Any] = {"front": front, "front_conf": dict(front_conf or {})} if front else {}
+        self.front = build_front(front, input_channels // 2, front_conf)
 
-    def forward(self, spectrum: Tensor, return_features: bool = False) -> DPDCRNOutput:
+    def forward(
+        self, spectrum: Tensor, return_features: bool = False, state: Optional[StreamState] = None
+    ) -> DPDCRNOutput:
         """Enhance a spectrum.
 
         Args:
             spectrum: mixture ``(B, input_channels, T, F)``.
             return_features: also return the feature sets ``encoder`` (3), ``dual_path`` (L) and ``decoder`` (3; the
                 last one is the mask).
+            state: what a causal network remembers, where the spectrum is a chunk of a recording
+                (:class:`i2srf_kd.nets.streaming.StreamingDPDCRN` keeps it); None: a recording in one piece.
 
         Raises:
             ValueError: when the input has another number of planes or bins than the network.
@@ -160,9 +188,9 @@ class DPDCRN(nn.Module):
                 f"expected a spectrum (B, {self.input_channels}, T, {self.bins}), got {tuple(spectrum.shape)}"
             )
         wants_features = return_features or self.feature_sink is not None
-        encoder = self.encoder(spectrum)
-        dual_path = self.dual_path(encoder[-1], every_block=wants_features)
-        decoder = self.decoder(dual_path[-1])
+        encoder = self.encoder(self.front(spectrum), state)
+        dual_path = self.dual_path(encoder[-1], every_block=wants_features, state=state)
+        decoder = self.decoder(dual_path[-1], state)
         mask = decoder[-1]
         # Phases and 1e-8 terms need more than half precision.
         with torch.autocast(spectrum.device.type, enabled=False):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,14 +14,16 @@ _WINDOW_SECONDS = 0.032
 _DYNAMIC_RANGE_DB = 80.0
 
 
-def _figure(rows: int, columns: int, size: Tuple[float, float]) -> Tuple[Any, Any]:
-    """A figure that needs no display and leaves no trace in pyplot's global state."""
+def _figure(
+    rows: int, columns: int, size: Tuple[float, float], heights: Optional[Sequence[float]] = None
+) -> Tuple[Any, Any]:
+    """A figure that needs no display and leaves no trace in pyplot's global state; heights are relative."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 
 
 def _save(figure: Any, path: PathLike) -> None:

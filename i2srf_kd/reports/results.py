@@ -38,6 +38,8 @@ COLUMNS: Dict[str, Column] = {
     "stoi": Column("STOI [%]", 2, 100.0),
     "estoi": Column("ESTOI [%]", 2, 100.0),
     "si_sdr": Column("SI-SDR [dB]", 2),
+    "wer": Column("WER [%]", 2, 100.0),
+    "challenge": Column("challenge score", 3),
     "dnsmos_sig": Column("DNSMOS SIG", 3),
     "dnsmos_bak": Column("DNSMOS BAK", 3),
     "dnsmos_ovrl": Column("DNSMOS OVRL", 3),
@@ -110,7 +112,7 @@ def order_systems(systems: Sequence[System]) -> List[System]:
                 f"system {system.name} was scored on other utterances than {MIXTURE} ({len(odd)} differ, such as "
                 f"{min(odd)}): a table compares systems on one set"
             )
-        for key in ("si_sdr_zero_mean", "ref_channel"):
+        for key in ("si_sdr_zero_mean", "ref_channel", "asr_model"):
             if system.summary.get(key) != ordered[0].summary.get(key):
                 raise UserError(f"system {system.name} was scored with another {key} than {MIXTURE}: score it again")
     return ordered
@@ -216,7 +218,8 @@ def build(
     }
 
 
-def _cell(metric: str, value: Optional[Dict[str, Any]], signed: bool = False) -> str:
+def cell_text(metric: str, value: Optional[Dict[str, Any]], signed: bool = False) -> str:
+    """A score with its interval, as tables show it."""
     if value is None or value["mean"] is None:
         return "–"
     column = COLUMNS.get(metric, Column(metric, 3))
@@ -230,7 +233,8 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+    """Lines of a Markdown table."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines]
 
@@ -243,7 +247,8 @@ def _complexity_cells(complexity: Optional[Dict[str, Any]]) -> List[str]:
     return cells + ["–" if value is None else f"{value:.2f}" for value in macs]
 
 
-def _environment_lines(record: Dict[str, Any]) -> List[str]:
+def environment_lines(record: Dict[str, Any]) -> List[str]:
+    """What :func:`environment` gathered, as a Markdown list."""
     commit = record["git_hash"] or "no git repository"
     state = " (with uncommitted changes)" if record["git_dirty"] else ""
     lines = [
@@ -258,6 +263,19 @@ def _environment_lines(record: Dict[str, Any]) -> List[str]:
     return lines + ([f"  - Commit date: `{record['git_commit_date']}`"] if record["git_commit_date"] else [])
 
 
+def _asr_lines(summary: Dict[str, Any]) -> List[str]:
+    """How WER was measured, or why it was not although it was asked for."""
+    if summary.get("asr_model"):
+        return [
+            f"WER: `{summary['asr_model']}`, greedy; its reference is what the model hears in the clean speech. "
+            f"Utterances in which it hears nothing are skipped ({summary['metrics']['wer']['n_nan']}). Challenge "
+            "score: (STOI + 1 - WER) / 2, each clipped to [0, 1]."
+        ]
+    if summary.get("asr_missing"):
+        return [f"WER and the challenge score are not in the table: {summary['asr_missing']}."]
+    return []
+
+
 def _score_lines(results: Dict[str, Any]) -> List[str]:
     systems = results["systems"]
     metrics = [m for m in COLUMNS if any(m in system["metrics"] for system in systems)]
@@ -266,7 +284,7 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     first = systems[0]
     rows = [
         [system["name"]]
-        + [_cell(metric, system["metrics"].get(metric)) for metric in metrics]
+        + [cell_text(metric, system["metrics"].get(metric)) for metric in metrics]
         + _complexity_cells(system["complexity"])
         for system in systems
     ]
@@ -279,12 +297,13 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
         f"bootstrap over utterances ({RESAMPLES} resamples).",
         "CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; for SI-SDR the mean is "
         f"{mean_removed}. GMAC/s: multiply-accumulates per second of audio.",
+        *_asr_lines(first),
         "",
-        *_table(["system", *labels, *complexity], rows),
+        *table_lines(["system", *labels, *complexity], rows),
     ]
     if results["differences"]:
         rows = [
-            [difference["name"]] + [_cell(metric, difference["metrics"].get(metric), signed=True) for metric in metrics]
+            [difference["name"]] + [cell_text(metric, difference["metrics"].get(metric), signed=True) for metric in metrics]
             for difference in results["differences"]
         ]
         lines += [
@@ -293,7 +312,7 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
             "",
             "Mean difference per utterance [95 % interval], utterances resampled as pairs.",
             "",
-            *_table(["difference", *labels], rows),
+            *table_lines(["difference", *labels], rows),
         ]
     return lines
 
@@ -344,7 +363,7 @@ def to_markdown(
         "",
         "## Environment",
         "",
-        *_environment_lines(results["environment"]),
+        *environment_lines(results["environment"]),
         "",
         *_score_lines(results),
     ]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from export.trained import make_experiment, make_network
+from conftest import REPOSITORY
+from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.bin.enhance import main, plan
 from i2srf_kd.enhancer import load_enhancer
 from i2srf_kd.errors import UserError
+from i2srf_kd.export.bundle import export_bundle
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +237,7 @@ def test_half_an_hour_in_constant_memory(tmp_path, repository):
     """30 min of 16 kHz audio stay below 1.5 GB; enhanced in one piece they would take many times that."""
     from i2srf_kd.nets.presets import build_dpdcrn
 
-    model = make_experiment(
-        tmp_path / "exp", build_dpdcrn("dpdcrn_tiny"), separator_conf={"preset": "dpdcrn_tiny"}
-    )
+    model = make_experiment(tmp_path / "exp", build_dpdcrn("dpdcrn_tiny"), separator_conf={"preset": "dpdcrn_tiny"})
     with soundfile.SoundFile(tmp_path / "long.wav", "w", 16000, 1, "PCM_16") as file:
         for seed in range(30):
             file.write(noise(16000 * 60, seed=seed))
@@ -249,3 +249,90 @@ def test_half_an_hour_in_constant_memory(tmp_path, repository):
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 1500
     assert soundfile.info(tmp_path / "out" / "long.wav").frames == 16000 * 60 * 30
+
+
+CAUSAL = {"causal": True, "attention_window": 12}
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    return make_experiment(
+        tmp_path_factory.mktemp("models") / "causal", make_network(**CAUSAL), separator_conf={**SMALL, **CAUSAL}
+    )
+
+
+@pytest.fixture(scope="module")
+def causal_export(causal):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    return export_bundle(causal, causal.parent / "export").path
+
+
+def pipe_through(model, data, *options):
+    """The command with ``data`` on standard input; returns what :func:`subprocess.run` does."""
+    command = [sys.executable, "-m", "i2srf_kd.bin.enhance", str(model), "--stream", *options]
+    return subprocess.run(command, input=data, capture_output=True, cwd=REPOSITORY)
+
+
+def as_int16(wave):
+    return np.clip(np.rint(wave.astype(np.float64) * 32768), -32768, 32767).astype("<i2")
+
+
+def test_streamed_files_equal_those_in_one_piece(causal, tmp_path):
+    stereo, mono = write(tmp_path / "a.wav", 30000, 2, subtype="FLOAT"), write(tmp_path / "b.wav", 700, subtype="FLOAT")
+    # options may stand before the files
+    assert main([str(causal), "--stream", str(stereo), str(mono), "-o", str(tmp_path / "stream")]) == 0
+    assert run(causal, stereo, mono, out=tmp_path / "whole") == 0
+    for name in ("a.wav", "b.wav"):
+        found, expected = (soundfile.read(tmp_path / out / name)[0] for out in ("stream", "whole"))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_streamed_file_of_another_rate_is_named(causal, tmp_path, capsys):
+    source = write(tmp_path / "a.wav", fs=44100)
+    assert main([str(causal), "--stream", str(source), "-o", str(tmp_path / "out")]) == 1
+    assert "model's 16000 Hz, not at 44100 Hz" in capsys.readouterr().err
+
+
+def test_pipe(causal, causal_export):
+    """Both runtimes, both formats; an end within a sample is told after what came before has been written."""
+    wave = noise(5000)
+    expected = as_int16(load_enhancer(causal)(as_int16(wave).astype(np.float32) / 32768, 16000)).astype(int)
+    done = pipe_through(causal_export, as_int16(wave).tobytes())
+    assert done.returncode == 0 and done.stderr == b""
+    assert np.abs(np.frombuffer(done.stdout, "<i2") - expected).max() <= 1
+    done = pipe_through(causal, wave.astype("<f4").tobytes() + b"ab", "--pcm_format", "f32le", "--runtime", "torch")
+    assert done.returncode == 2 and b"error: the input ends within a sample (2 bytes" in done.stderr
+    found = np.frombuffer(done.stdout, "<f4")
+    np.testing.assert_allclose(found, load_enhancer(causal)(wave, 16000), rtol=0, atol=1e-5)
+
+
+def test_pipe_gives_samples_before_the_input_ends_and_ends_with_its_reader(causal_export):
+    command = [sys.executable, "-m", "i2srf_kd.bin.enhance", str(causal_export), "--stream"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY, bufsize=0
+    ) as process:
+        process.stdin.write(bytes(2 * 512))
+        assert len(process.stdout.read(2 * 256)) == 2 * 256  # while the input stays open
+        process.stdout.close()
+        with pytest.raises(BrokenPipeError):
+            for _ in range(10_000):
+                process.stdin.write(bytes(2 * 512))
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_what_cannot_stream_is_named(model, model_for_two, causal, tmp_path):
+    with pytest.raises(UserError, match=r"not causal.*separator_conf \{causal: true\}"):
+        main([str(model), "--stream", str(write(tmp_path / "a.wav")), "-o", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"has no model_stream\.onnx"):
+        main([str(causal), "--stream", "--runtime", "onnx", str(tmp_path / "a.wav"), "-o", str(tmp_path / "out")])
+    for arguments, words in (
+        (["--stream", "-o", str(tmp_path)], "is for files"),
+        ([], "give IN"),
+        ([str(tmp_path / "a.wav")], "give -o OUT_DIR"),
+        (["--stream", "--block_samples", "0"], "--block_samples 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main([str(causal), *arguments])

@@ -1,5 +1,8 @@
 """The table of distillation methods."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from i2srf_kd.bin import methods
@@ -27,13 +30,13 @@ def test_every_method_is_listed_with_its_source(capsys: pytest.CaptureFixture[st
 
 
 def test_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = ["--method", "spkd", "--method", "dispatch", "--seconds", "0.2", "--batch", "1", "--repeats", "1"]
+    chosen = ["--method", "spkd", "--method", "dispatch", "--seconds", "0.2", "--batch", "2", "--repeats", "1"]
     assert methods.main([*PAIR, *chosen]) == 0
     out = capsys.readouterr().out
     table = rows(out)
     assert set(table) == {"spkd", "dispatch"}
     assert all(0 <= float(row[3]) < 50 for row in table.values())
-    assert "1 x 0.2 s on cpu" in out
+    assert "2 x 0.2 s on cpu" in out
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,27 @@ def test_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_options_are_named(options: list, word: str) -> None:
     with pytest.raises(UserError, match=word):
         methods.main(options)
+
+
+def test_json_and_a_method_of_your_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gradient of a method that is the task loss, scaled, is that scale."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from i2srf_kd.distill import DistillMethod, register_method\n"
+        "from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss\n"
+        "from i2srf_kd.nets import STFT\n"
+        "@register_method('listed_mine')\n"
+        "class Mine(DistillMethod):\n"
+        '    """Three times the task loss."""\n'
+        "    def forward(self, student, teacher, reference=None):\n"
+        "        planes = student.spectrum, STFT()(reference)\n"
+        "        estimate, target = (torch.complex(x[:, 0], x[:, 1]) for x in planes)\n"
+        "        return {'task': 3 * compressed_spectrum_loss(estimate, target).mean()}\n"
+    )
+    chosen = ["--import", str(tmp_path / "mine.py"), "--method", "listed_mine", "--seconds", "0.2", "--repeats", "1"]
+    assert methods.main([*PAIR, *chosen, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["methods"]["listed_mine"]
+    assert row["gradient"] == pytest.approx(3, rel=1e-3) and row["parameters"] == 0
+    assert row["summary"] == "Three times the task loss."
+    with pytest.raises(UserError, match="no distillation method 'nothing'"):
+        methods.main([*PAIR, "--method", "nothing"])

@@ -111,9 +111,9 @@ def test_undefined_scores_show(exp):
 
 
 def test_every_default_metric_has_a_column():
-    from i2srf_kd.metrics import dnsmos, utterance
+    from i2srf_kd.metrics import asr, dnsmos, utterance
 
-    assert set(COLUMNS) == {*utterance.DEFAULT, *dnsmos.METRICS}
+    assert set(COLUMNS) == {*utterance.DEFAULT, *dnsmos.METRICS, *asr.METRICS}
 
 
 @pytest.mark.parametrize(

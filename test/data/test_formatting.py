@@ -251,3 +251,62 @@ def test_bad_options(good, tmp_path):
     data.write(good)
     with pytest.raises(UserError, match="x/y: ids become file names"):
         format_data(good, tmp_path / "out", FormatOptions())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mixtures in several files
+
+
+@pytest.fixture
+def joined(tmp_path):
+    """Two utterances of 4 + 2 channels."""
+    folder = make_data(tmp_path, {utt_id: (noise(channels=4), noise()) for utt_id in ("a0", "b1")})
+    data = DataDir.read(folder)
+    data.more_wav = [{}]
+    for utt_id in data.wav:
+        data.more_wav[0][utt_id] = str(tmp_path / f"{utt_id}_2.wav")
+        soundfile.write(data.more_wav[0][utt_id], noise(channels=2), FS)
+    data.write(folder)
+    return folder
+
+
+def test_channels_of_several_files_are_joined_in_their_order(joined, tmp_path):
+    out = format_data(joined, tmp_path / "dump", FormatOptions(FS), nj=1)
+    source = DataDir.read(joined)
+    assert out.more_wav == [] and not (tmp_path / "dump" / "wav_2.scp").exists()
+    for utt_id, path in out.wav.items():
+        parts = [read_audio(file)[0] for file in source.mixture_files(utt_id)]
+        np.testing.assert_array_equal(read_audio(path)[0], np.concatenate(parts, axis=1))
+        assert read_audio(out.spk1[utt_id])[0].ndim == 1
+    half = format_data(joined, tmp_path / "half", FormatOptions(FS // 2))
+    assert probe(half.wav["a0"]).channels == 6 and probe(half.wav["a0"]).frames == 2000
+    before = tree(tmp_path / "dump")
+    format_data(joined, tmp_path / "dump", FormatOptions(FS))
+    assert tree(tmp_path / "dump") == before
+
+
+def test_a_further_file_that_changes_is_noticed(joined, tmp_path):
+    format_data(joined, tmp_path / "dump", FormatOptions(FS))
+    data = DataDir.read(joined)
+    soundfile.write(data.more_wav[0]["a0"], noise(channels=2), FS)
+    before = tree(tmp_path / "dump")
+    format_data(joined, tmp_path / "dump", FormatOptions(FS))
+    changed = {path.stem for path, time in tree(tmp_path / "dump").items() if before[path] != time}
+    assert changed == {"a0"}
+    data.more_wav[0]["a0"], data.more_wav[0]["b1"] = data.more_wav[0]["b1"], data.more_wav[0]["a0"]
+    data.write(joined)
+    with pytest.raises(UserError, match="has changed since it was formatted"):
+        collect(joined, tmp_path / "dump", FormatOptions(FS))
+
+
+def test_bad_further_files_are_named(joined, tmp_path):
+    data = DataDir.read(joined)
+    soundfile.write(data.more_wav[0]["a0"], noise(3000, 2), FS)
+    soundfile.write(data.more_wav[0]["b1"], noise(channels=5), FS)
+    with pytest.raises(UserError) as error:
+        format_data(joined, tmp_path / "dump", FormatOptions(FS))
+    assert "a0_2.wav has 3000 samples" in str(error.value)
+    assert "b1.wav + " in str(error.value) and "9 channels, but FLAC holds at most 8" in str(error.value)
+    (joined / "wav_2.scp").write_text("a0 x.wav\n")
+    with pytest.raises(UserError, match="wav_2.scp lacks utterance b1"):
+        DataDir.read(joined)

@@ -114,3 +114,25 @@ def test_long_lists_are_shortened():
         raise_problems("30 bad files", [f"file{i}" for i in range(30)])
     assert "30 bad files" in str(error.value) and "file19" in str(error.value) and "file20" not in str(error.value)
     assert "and 10 more" in str(error.value)
+
+
+def test_further_audio_files_round_trip_and_go_when_rewritten(tmp_path):
+    data = make_data(2)
+    data.more_wav = [{utt: f"/b/{utt}.wav" for utt in data.wav}, {utt: f"/c/{utt}.wav" for utt in data.wav}]
+    data.write(tmp_path)
+    assert DataDir.read(tmp_path) == data and (tmp_path / "wav_3.scp").is_file()
+    first = data.utterances[0]
+    assert data.subset([first]).mixture_files(first) == (data.wav[first], f"/b/{first}.wav", f"/c/{first}.wav")
+    make_data(2).write(tmp_path)
+    assert DataDir.read(tmp_path).more_wav == [] and not list(tmp_path.glob("wav_*.scp"))
+
+
+def test_sets_are_joined():
+    data = make_data(5)
+    first, second = data.subset(data.utterances[:2]), data.subset(data.utterances[2:])
+    assert first.joined(second) == data
+    with pytest.raises(UserError, match="both hold utterances? "):
+        data.joined(first)
+    second.more_wav = [dict(second.wav)]
+    with pytest.raises(UserError, match="different numbers of files"):
+        first.joined(second)

@@ -60,7 +60,7 @@ def test_layouts() -> None:
     [
         ({"a": ["3"]}, "no module"),
         ({"a": [{"module": "0", "layout": "BXT"}]}, "layout"),
-        ({"a": [{"modul": "0"}]}, "module, layout and output"),
+        ({"a": [{"modul": "0"}]}, "module, layout and output or input"),
         (["0"], "name of a set"),
         ({"a": "0"}, "must be a list"),
         (None, "does not announce"),
@@ -75,3 +75,20 @@ def test_wrong_layout_shows_when_the_network_runs() -> None:
     taps = FeatureTaps(network := nn.Sequential(nn.ReLU()), {"a": [{"module": "0", "layout": "BTC"}]})
     with taps.record(), pytest.raises(ValueError, match="not laid out as BTC"):
         network(torch.zeros(1, 2, 3, 4))
+
+
+def test_what_a_module_is_given() -> None:
+    taps = FeatureTaps(network := nn.Sequential(nn.ReLU(), nn.ReLU()), {"a": [{"module": "0", "input": 0}]})
+    x = torch.randn(1, 2, 3, 4)
+    with taps.record() as features:
+        network(x)
+    assert torch.equal(features["a"][0], x)
+    for spec, word in (
+        ({"module": "0", "input": 0, "output": 0}, "not both"),
+        ({"module": "0", "output": "first"}, "index or a list"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            FeatureTaps(network, {"a": [spec]})
+    taps = FeatureTaps(network, {"a": [{"module": "0", "input": 3}]})
+    with taps.record(), pytest.raises(ValueError, match="has no input"):
+        network(x)

@@ -96,9 +96,7 @@ class Recipe:
         return bool(trainers)
 
     def weights(self, expdir: str) -> Dict[str, Dict[str, torch.Tensor]]:
-        return {
-            model: torch.load(self.root / expdir / model / "valid.compressed_spectrum.ave.pth") for model in MODELS
-        }
+        return {model: torch.load(self.root / expdir / model / "valid.compressed_spectrum.ave.pth") for model in MODELS}
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def test_follow_shows_the_log(tmp_path, capfd):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--backend", "slurm", "x.log", "true"], r"--backend slurm.*available: local"),
+        (["--backend", "lsf", "x.log", "true"], r"--backend lsf.*available: local"),
         ([], "nothing to run"),
         (["x.log"], "no command after the log path x.log"),
         (["JOB=1:2", "x.log", "true"], "needs JOB in it"),

@@ -13,11 +13,19 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from i2srf_kd.data.archive import DownloadError, download, unzip, verify
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.pairs import Pair, check_pairs, find_pairs
+from i2srf_kd.data.preparation import (
+    get_preparation_parser,
+    holds_audio,
+    parse_preparation,
+    search,
+    split_speakers,
+    write_sets,
+)
 from i2srf_kd.errors import UserError, run_command
 
 logger = logging.getLogger(__name__)
@@ -52,43 +60,20 @@ PUBLISHED_COUNTS = {"trainset_28spk": 11572, "testset": 824}
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--data_dir", default="data", help="gets a folder per set (default: %(default)s)")
-    parser.add_argument(
-        "--corpus_dir", help="where the folders or zip archives of the corpus lie, directly or one folder down"
-    )
-    parser.add_argument("--download_dir", help="for archives to be downloaded (default: <data_dir>/../downloads)")
-    parser.add_argument("--unpack_dir", help="for unpacked archives (default: the folder of downloads)")
-    parser.add_argument("--check_md5", type=to_bool, default=True, help="verify archives (default: true)")
-    parser.add_argument("--check_counts", type=to_bool, default=True, help="demand 11572 and 824 pairs (default: true)")
+    parser = get_preparation_parser(__doc__)
     parser.add_argument("--valid_speakers", default="p226 p287", help="held out (default: %(default)s)")
-    parser.add_argument("--train_set", default="train", help="name of the training set (default: %(default)s)")
-    parser.add_argument("--valid_set", default="valid", help="name of the validation set (default: %(default)s)")
-    parser.add_argument("--test_set", default="test", help="name of the test set (default: %(default)s)")
-    parser.add_argument("--nj", type=int, default=8, help="threads that read headers (default: %(default)s)")
     return parser
-
-
-def to_bool(text: str) -> bool:
-    """``true`` or ``false``, as in ESPnet's options."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, not {text}")
-    return text.lower() == "true"
 
 
 def find_audio(args: argparse.Namespace) -> Dict[str, Path]:
     """Folder of each audio archive, unpacked or downloaded where needed."""
-    unpack_dir = Path(args.unpack_dir or args.download_dir)
+    unpack_dir = Path(args.unpack_dir)
     if not args.corpus_dir:
         for archive in AUDIO_ARCHIVES:
             if not (unpack_dir / archive.name).exists():
                 _download(archive, args)
         return {a.name: unzip(_download_path(a, args), unpack_dir / a.name) for a in AUDIO_ARCHIVES}
-    if not Path(args.corpus_dir).is_dir():
-        raise UserError(f"--corpus_dir {args.corpus_dir}: no such folder")
-    folders = {a.name: search(args.corpus_dir, a.name, _holds_audio) for a in AUDIO_ARCHIVES}
+    folders = {a.name: search(args.corpus_dir, a.name, holds_audio) for a in AUDIO_ARCHIVES}
     zips = {a.name: search(args.corpus_dir, f"{a.name}.zip", Path.is_file) for a in AUDIO_ARCHIVES}
     missing = [a.name for a in AUDIO_ARCHIVES if not folders[a.name] and not zips[a.name]]
     if missing:
@@ -112,16 +97,6 @@ def _unpack(archive: Archive, zip_file: Path, unpack_dir: Path, check_md5: bool)
     return unzip(zip_file, folder)
 
 
-def search(root: str, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
-    """The entry called ``name`` in ``root`` or in one of its folders."""
-    candidates = [Path(root, name), *sorted(Path(root).glob(f"*/{name}"))]
-    return next((path for path in candidates if wanted(path)), None)
-
-
-def _holds_audio(path: Path) -> bool:
-    return path.is_dir() and any(entry.suffix.lower() == ".wav" for entry in path.iterdir())
-
-
 def _download_path(archive: Archive, args: argparse.Namespace) -> Path:
     return Path(args.download_dir, f"{archive.name}.zip")
 
@@ -136,7 +111,7 @@ def find_logs(args: argparse.Namespace) -> Dict[str, Optional[Path]]:
     if not args.corpus_dir:
         try:
             archive = _download(LOG_ARCHIVE, args)
-            roots.append(str(unzip(archive, Path(args.unpack_dir or args.download_dir, LOG_ARCHIVE.name))))
+            roots.append(str(unzip(archive, Path(args.unpack_dir, LOG_ARCHIVE.name))))
         except DownloadError as error:
             logger.warning("no log files, utt2snr and utt2noise are left out: %s", error)
     found: Dict[str, Optional[Path]] = {}
@@ -190,30 +165,9 @@ def check_counts(found: Dict[str, int], demanded: bool) -> None:
     logger.warning("not the published number of utterances (%s)", text)
 
 
-def split_speakers(data: DataDir, speakers: Sequence[str], option: str = "--valid_speakers") -> List[DataDir]:
-    """Training and validation part of the training folders."""
-    unknown = sorted(set(speakers) - set(data.utt2spk.values()))
-    if unknown or not speakers:
-        raise UserError(
-            f"{option} '{' '.join(speakers)}': {'no speakers ' + ' '.join(unknown) if unknown else 'empty'}; there are "
-            + " ".join(data.spk2utt)
-        )
-    valid = {utt_id for utt_id, speaker in data.utt2spk.items() if speaker in speakers}
-    if len(valid) == len(data):
-        raise UserError(f"{option} '{' '.join(speakers)}': nothing is left for training")
-    return [data.subset(data.wav.keys() - valid), data.subset(valid)]
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
-    args = get_parser().parse_args(argv)
-    if args.nj < 1:
-        raise UserError(f"--nj {args.nj}: must be 1 or more")
-    set_names = [args.train_set, args.valid_set, args.test_set]
-    if len(set(set_names)) < 3:
-        raise UserError(f"the names of the sets must differ: {' '.join(set_names)}")
-    args.download_dir = args.download_dir or os.path.normpath(os.path.join(args.data_dir, os.pardir, "downloads"))
-
+    args = parse_preparation(get_parser(), argv)
     folders = find_audio(args)
     logs = find_logs(args)
     parts: Dict[str, DataDir] = {}
@@ -226,10 +180,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     check_counts({part: len(data) for part, data in parts.items()}, args.check_counts)
 
     train, valid = split_speakers(parts["trainset_28spk"], args.valid_speakers.split())
-    for name, data in zip(set_names, (train, valid, parts["testset"]), strict=True):
-        folder = Path(args.data_dir, name)
-        data.write(folder)
-        print(f"{folder}: {len(data)} utterances of {len(data.spk2utt)} speakers")
+    write_sets(args, train, valid, parts["testset"])
     return 0
 
 

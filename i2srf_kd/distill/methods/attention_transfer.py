@@ -37,9 +37,6 @@ class AttentionTransfer(PairedMethod):
 
     source = "arXiv 1612.03928"
 
-    def __init__(self, student: Layout, teacher: Layout, sets: Sequence[str] = DEFAULT_SETS):
-        super().__init__(student, teacher, sets)
-
     def pair_loss(self, name: str, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
         ours = attention_map(student)
         theirs = match_width(attention_map(teacher), ours.shape[-1])

@@ -21,7 +21,13 @@ from i2srf_kd.distill.similarity import batch_similarity, frame_vectors
 class _FusedMethod(PairedMethod):
     """Base of methods that fuse the student's layers before comparing them."""
 
-    def __init__(self, student: Layout, teacher: Layout, sets: Sequence[str], middle_channels: int):
+    def __init__(
+        self,
+        student: Layout,
+        teacher: Layout,
+        sets: Sequence[str] = DEFAULT_SETS,
+        middle_channels: int = 64,
+    ):
         super().__init__(student, teacher, sets)
         check_count("middle_channels", middle_channels)
         self.fusion = nn.ModuleDict(
@@ -61,15 +67,6 @@ class CrossLayerSimilarity(_FusedMethod):
     """
 
     source = "Interspeech 2022, our reading"
-
-    def __init__(
-        self,
-        student: Layout,
-        teacher: Layout,
-        sets: Sequence[str] = DEFAULT_SETS,
-        middle_channels: int = 64,
-    ):
-        super().__init__(student, teacher, sets, middle_channels)
 
     @staticmethod
     def _rows(feature: Tensor) -> Tensor:

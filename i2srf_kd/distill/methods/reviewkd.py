@@ -13,20 +13,21 @@ from i2srf_kd.distill.adapters import (
 )
 from i2srf_kd.distill.method import Layout, register_method
 
-# Side of the coarser grids and the weight of each, relative to 1 for the full feature.
-_GRIDS = ((4, 0.5), (2, 0.25), (1, 0.125))
+_GRIDS = (4, 2, 1)  # sides of the coarser grids
 
 
 def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Weighted mean of squared errors of ``(B, C, T, F)`` at full size and averaged to 4 x 4, 2 x 2 and 1 x 1.
 
-    Grids with as many cells along an axis as the feature has frames or bins, or more, are left out.
+    Each has half the weight of the one before. Grids with as many cells along an axis as the feature has frames or
+    bins, or more, are left out.
     """
     difference = student - teacher
-    loss, total = difference.square().mean(), 1.0
-    for side, weight in _GRIDS:
+    loss, weight, total = difference.square().mean(), 1.0, 1.0
+    for side in _GRIDS:
         if side >= min(difference.shape[2:]):
             continue
+        weight /= 2
         # Averaging is linear: the difference of the averages is the average of the difference.
         pooled = match_width(match_width(difference, side).mT, side)
         loss, total = loss + weight * pooled.square().mean(), total + weight

@@ -44,9 +44,6 @@ class SimilarityPreserving(PairedMethod):
 
     source = "ICCV 2019, arXiv 1907.09682"
 
-    def __init__(self, student: Layout, teacher: Layout, sets: Sequence[str] = DEFAULT_SETS):
-        super().__init__(student, teacher, sets)
-
     def pair_loss(self, name: str, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
         return _gram_distance(student.flatten(1), teacher.flatten(1)).mean() / len(student)
 

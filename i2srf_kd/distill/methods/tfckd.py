@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from torch import Tensor, nn
 
 from i2srf_kd.distill.adapters import check_count, check_sets
-from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions, SetLoss
+from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions, SetLoss, relative_entropy
 from i2srf_kd.distill.fusion import RecursiveFusion
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
 
@@ -142,14 +142,24 @@ class I2RFTFCKD(DistillMethod):
         return {name: result.loss for name, result in results.items()}
 
     def diagnostics(self) -> Dict[str, Tensor]:
-        """Mean calibration weights ``(Ns, Nt)`` and both streams' losses of the last forward pass."""
+        """Of the last forward pass, for each set and stream: loss, calibration weights and their entropy.
+
+        ``<set>_<stream>`` is the loss, ``<set>_<stream>_weights`` the weights ``(Ns, Nt)``, means over clips and
+        frames, and ``<set>_<stream>_entropy`` the :func:`~i2srf_kd.distill.calibration.relative_entropy`.
+        """
         values: Dict[str, Tensor] = {}
         for name, result in self.last.items():
-            values[f"{name}_time"] = result.time_loss.detach()
-            values[f"{name}_frequency"] = result.batch_loss.detach()
-            for stream, weights in (("time", result.time_weights), ("frequency", result.batch_weights)):
+            streams = (
+                ("time", result.time_loss, result.time_pair_loss, result.time_weights),
+                ("frequency", result.batch_loss, result.batch_pair_loss, result.batch_weights),
+            )
+            for stream, loss, pairs, weights in streams:
+                if pairs is not None:
+                    values[f"{name}_{stream}"] = loss
                 if weights is not None:
-                    values[f"{name}_{stream}_weights"] = weights.detach().mean((0, 1))
+                    values[f"{name}_{stream}_weights"] = weights.mean((0, 1))
+                    if weights.shape[-1] > 1:
+                        values[f"{name}_{stream}_entropy"] = relative_entropy(weights).mean()
         return values
 
 

@@ -1,0 +1,340 @@
+"""Gather the scores of an ablation's cells into one table: ``results_<set>.{json,md,csv,png}`` in the grid's folder.
+
+Every interval is a percentile bootstrap that draws utterances and training seeds together
+(:class:`~i2srf_kd.metrics.bootstrap.CrossedBootstrap`); differences are paired, utterance by utterance and seed by
+seed. Layout of the JSON file, in which every path is relative to the folder that the file lies in:
+
+    format                 1
+    title, grid, grid_file, set, is_validation, command, environment
+    utterances, seconds    of the scored set
+    baseline               name of the undistilled cell that costs and gaps refer to
+    compare_with           further cells that every cell is compared with
+    interval               {level, resamples, method}
+    metrics                names of the scores, in the order of the columns (keys of all "metrics" below)
+    noisy                  {scored, audio_scp, reference_scp, metrics: {METRIC: SCORE}}
+    teacher                {experiment, scored, enhanced, audio_scp, complexity, training, metrics: {METRIC: SCORE}}
+    cells                  list, in the order of the grid; one per cell:
+      name, distill        the distillation (mapping) or null
+      student_config, student_args
+      seeds                list, one per seed that the grid asks for:
+        seed, state        finished, failed, interrupted or waiting
+        experiment         folder of the training (config.yaml, metrics.jsonl, images/)
+        log                what its run printed
+        scored, enhanced   folders of scores (scores.csv) and of enhanced audio (spk1.scp); null unless finished
+        audio_scp          enhanced/spk1.scp; null unless finished
+        metrics            {METRIC: mean over utterances}; null unless finished
+        training           TRAINING; null where there is no metrics.jsonl
+      metrics              {METRIC: SCORE}; null when no seed is finished
+      differences          {NAME OF ANOTHER CELL: {METRIC: SCORE}}, this cell minus the other; null without common seeds
+      gap_closed           {METRIC: {share, low, high, gap: SCORE}}: the cell's gain over the baseline divided by the
+                           teacher's; share, low and high are null where the interval of the gap contains zero;
+                           null for the baseline
+      training             TRAINING, mean over seeds
+      relative_cost        seconds per step relative to the baseline's; null where unknown
+      complexity           complexity.json of the network, or null
+    pictures               list of files, or empty
+
+    SCORE     {mean, low, high, seed_std, n_seeds, n, n_nan, share_positive}; seed_std is null with one seed,
+              share_positive (share of resamples above zero) only in differences; n counts utterances times seeds.
+              STOI and ESTOI are fractions as in scores.csv, not percentages.
+    TRAINING  {steps, seconds_per_step, hours, parameters, distillation_parameters}
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from i2srf_kd.ablation.cost import mean_cost, training_cost
+from i2srf_kd.ablation.grid import Cell, Grid
+from i2srf_kd.ablation.runs import Run
+from i2srf_kd.ablation.table import to_csv, to_markdown
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import write_text
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
+from i2srf_kd.reports.results import COLUMNS, System, environment, read_system
+from i2srf_kd.reports.scores import LEVEL, RESAMPLES, SEED
+
+FORMAT = 1
+METHOD = "percentile bootstrap, utterances and seeds drawn with replacement, each independently of the other"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an ablation reads and writes.
+
+    Args:
+        root: folder of the grid.
+        rawdir: formatted audio, ``rawdir/<set>``.
+        noisy, teacher: folders with ``scored_<set>``.
+        teacher_experiment: folder of the teacher's training.
+    """
+
+    root: Path
+    rawdir: Path
+    noisy: Path
+    teacher: Path
+    teacher_experiment: Path
+
+    def relative(self, path: Path) -> str:
+        """The path as the JSON file has it."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+class Scores(NamedTuple):
+    """Scores of one system with several seeds: ``values[metric]`` is ``(S, U)``."""
+
+    seeds: Tuple[int, ...]
+    values: Dict[str, NDArray[np.float64]]
+
+    def of(self, metric: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+        """``(len(seeds), U)``; a system without seeds of its own (teacher, mixture) is the same for each."""
+        if not self.seeds:
+            return np.repeat(self.values[metric], len(seeds), axis=0)
+        return self.values[metric][[self.seeds.index(seed) for seed in seeds]]
+
+
+class _Statistics:
+    """Intervals of means, differences and ratios, with one bootstrap for each number of seeds."""
+
+    def __init__(self, utterances: int):
+        self.utterances = utterances
+        self._bootstraps: Dict[int, CrossedBootstrap] = {}
+
+    def of(self, seeds: int) -> CrossedBootstrap:
+        if seeds not in self._bootstraps:
+            self._bootstraps[seeds] = CrossedBootstrap(seeds, self.utterances, LEVEL, RESAMPLES, SEED)
+        return self._bootstraps[seeds]
+
+    def mean(self, values: NDArray[np.float64]) -> Dict[str, Any]:
+        return _numbers(self.of(len(values)).mean(values)._asdict())
+
+    def share(self, gain: NDArray[np.float64], gap: NDArray[np.float64]) -> Dict[str, Any]:
+        result = self.of(len(gain)).ratio(gain, gap)
+        numbers = _numbers({"share": result.ratio, "low": result.low, "high": result.high})
+        return {**numbers, "gap": _numbers(result.denominator._asdict())}
+
+
+def _numbers(values: Mapping[str, Any]) -> Dict[str, Any]:
+    """Values for JSON: those that are not finite become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def build(
+    grid: Grid,
+    runs: Sequence[Run],
+    places: Places,
+    test_set: str,
+    command: str = "",
+    options: Optional[Mapping[str, str]] = None,
+) -> Dict[str, Any]:
+    """Everything that the table says about one set; the layout is that of the module's docstring.
+
+    Args:
+        grid: the whole grid.
+        runs: all its runs; those that are not finished are listed without scores.
+        places: where they are.
+        test_set: which set.
+        command: that led to it.
+        options: what the options of the pipeline come to.
+
+    Raises:
+        UserError: scores that are missing, or were made of other utterances than those of the mixtures.
+    """
+    return _Collector(grid, runs, places, test_set).build(command, options or {})
+
+
+class _Collector:
+    """Reads the scores of one set and compares them."""
+
+    def __init__(self, grid: Grid, runs: Sequence[Run], places: Places, test_set: str):
+        self.grid, self.runs, self.places, self.set = grid, runs, places, test_set
+        self.noisy = read_system("noisy", places.noisy / f"scored_{test_set}")
+        teacher = places.teacher / f"scored_{test_set}"
+        self.teacher = read_system("teacher", teacher, places.teacher)
+        self.utterances = [row["utt"] for row in self.noisy.scores]
+        self.metrics = _ordered(self.noisy)
+        self.statistics = _Statistics(len(self.utterances))
+        self.noisy_scores = self._scores([self.noisy], ())
+        self.teacher_scores = self._scores([self.teacher], ())
+        self.systems: Dict[Path, System] = {}  # by folder of the run
+        for run in runs:
+            if run.state([test_set]) == "finished":
+                self.systems[run.folder] = read_system(run.title, run.scored(test_set), run.folder)
+        self.cells: Dict[str, Scores] = {}
+        for cell in grid.cells:
+            finished = [run for run in runs if run.cell == cell and run.folder in self.systems]
+            if finished:
+                seeds = tuple(run.seed for run in finished)
+                self.cells[cell.name] = self._scores([self.systems[run.folder] for run in finished], seeds)
+
+    def build(self, command: str, options: Mapping[str, str]) -> Dict[str, Any]:
+        cells = [self._cell(cell) for cell in self.grid.cells]
+        _add_relative_cost(cells, self.grid.baseline)
+        return {
+            "format": FORMAT,
+            "title": self.grid.title,
+            "grid": self.grid.name,
+            "grid_file": self.places.relative(self.grid.path),
+            "set": self.set,
+            "is_validation": self.set == options.get("valid_set"),
+            "command": command,
+            "environment": environment(),
+            "utterances": len(self.utterances),
+            "seconds": self.noisy.summary["seconds"],
+            "baseline": self.grid.baseline,
+            "compare_with": self.grid.compare_with,
+            "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": METHOD},
+            "metrics": self.metrics,
+            "noisy": self._mixture(),
+            "teacher": self._teacher(),
+            "cells": cells,
+            "pictures": [],
+        }
+
+    def _scores(self, systems: Sequence[System], seeds: Tuple[int, ...]) -> Scores:
+        """Scores of the systems, utterances in the order of the mixtures."""
+        tables = []
+        for system in systems:
+            table = {row["utt"]: row for row in system.scores}
+            odd = table.keys() ^ set(self.utterances)
+            if odd:
+                raise UserError(
+                    f"{system.name} was scored on other utterances of {self.set} than the mixtures ({len(odd)} differ, "
+                    f"such as {min(odd)}): run the ablation again to score it anew"
+                )
+            missing = [metric for metric in self.metrics if metric not in table[self.utterances[0]]]
+            if missing:
+                raise UserError(
+                    f"{system.name} was scored without {', '.join(missing)}: score all with one --score_args"
+                )
+            tables.append(table)
+        values = {
+            metric: np.array([[table[utt][metric] for utt in self.utterances] for table in tables])
+            for metric in self.metrics
+        }
+        return Scores(seeds, values)
+
+    def _mixture(self) -> Dict[str, Any]:
+        relative, raw = self.places.relative, self.places.rawdir / self.set
+        return {
+            "scored": relative(self.places.noisy / f"scored_{self.set}"),
+            "audio_scp": relative(raw / "wav.scp"),
+            "reference_scp": relative(raw / "spk1.scp"),
+            "metrics": {metric: self.statistics.mean(self.noisy_scores.values[metric]) for metric in self.metrics},
+        }
+
+    def _teacher(self) -> Dict[str, Any]:
+        relative, enhanced = self.places.relative, self.places.teacher / f"enhanced_{self.set}"
+        return {
+            "experiment": relative(self.places.teacher_experiment),
+            "scored": relative(self.places.teacher / f"scored_{self.set}"),
+            "enhanced": relative(enhanced),
+            "audio_scp": relative(enhanced / "spk1.scp"),
+            "complexity": self.teacher.complexity,
+            "training": training_cost(self.places.teacher_experiment),
+            "metrics": {metric: self.statistics.mean(self.teacher_scores.values[metric]) for metric in self.metrics},
+        }
+
+    def _cell(self, cell: Cell) -> Dict[str, Any]:
+        runs = [run for run in self.runs if run.cell == cell]
+        seeds = [self._seed(run) for run in runs]
+        complexities = [self.systems[run.folder].complexity for run in runs if run.folder in self.systems]
+        others = dict.fromkeys([self.grid.baseline, *self.grid.compare_with])
+        return {
+            "name": cell.name,
+            **cell.definition(),
+            "seeds": seeds,
+            "metrics": self._means(cell.name),
+            "differences": {other: self._differences(cell.name, other) for other in others if other != cell.name},
+            "gap_closed": self._gap_closed(cell.name),
+            "training": mean_cost([seed["training"] for seed in seeds if seed["state"] == "finished"]),
+            "complexity": complexities[0] if complexities else None,
+        }
+
+    def _seed(self, run: Run) -> Dict[str, Any]:
+        relative = self.places.relative
+        system = self.systems.get(run.folder)
+        enhanced = run.enhanced(self.set)
+        return {
+            "seed": run.seed,
+            "state": run.state([self.set]),
+            "experiment": relative(run.folder),
+            "log": relative(run.log),
+            "scored": relative(run.scored(self.set)) if system else None,
+            "enhanced": relative(enhanced) if system else None,
+            "audio_scp": relative(enhanced / "spk1.scp") if system else None,
+            "metrics": {m: system.summary["metrics"][m]["mean"] for m in self.metrics} if system else None,
+            "training": training_cost(run.folder),
+        }
+
+    def _means(self, name: str) -> Optional[Dict[str, Any]]:
+        if name not in self.cells:
+            return None
+        return {metric: self.statistics.mean(self.cells[name].values[metric]) for metric in self.metrics}
+
+    def _common_seeds(self, *names: str) -> List[int]:
+        """Seeds that all of these cells have finished."""
+        if any(name not in self.cells for name in names):
+            return []
+        return [seed for seed in self.cells[names[0]].seeds if all(seed in self.cells[n].seeds for n in names)]
+
+    def _differences(self, name: str, other: str) -> Optional[Dict[str, Any]]:
+        seeds = self._common_seeds(name, other)
+        if not seeds:
+            return None
+        a, b = self.cells[name], self.cells[other]
+        return {metric: self.statistics.mean(a.of(metric, seeds) - b.of(metric, seeds)) for metric in self.metrics}
+
+    def _gap_closed(self, name: str) -> Optional[Dict[str, Any]]:
+        baseline = self.grid.baseline
+        seeds = self._common_seeds(name, baseline)
+        if name == baseline or not seeds:
+            return None
+        shares = {}
+        for metric in self.metrics:
+            student = self.cells[baseline].of(metric, seeds)
+            gain = self.cells[name].of(metric, seeds) - student
+            shares[metric] = self.statistics.share(gain, self.teacher_scores.of(metric, seeds) - student)
+        return shares
+
+
+def _ordered(system: System) -> List[str]:
+    """Metrics of a system in the order of the columns."""
+    present = system.summary["metrics"]
+    return [metric for metric in COLUMNS if metric in present] + sorted(present.keys() - COLUMNS.keys())
+
+
+def _add_relative_cost(cells: Sequence[Dict[str, Any]], baseline: str) -> None:
+    """Seconds per step relative to the baseline's."""
+    own = {cell["name"]: (cell["training"] or {}).get("seconds_per_step") for cell in cells}
+    for cell in cells:
+        seconds, reference = own[cell["name"]], own.get(baseline)
+        cell["relative_cost"] = seconds / reference if seconds and reference else None
+
+
+def write(results: Dict[str, Any], root: Path) -> Path:
+    """Write ``results_<set>.{md,csv,json,png}`` into the grid's folder; the path of the Markdown file."""
+    stem = f"results_{results['set']}"
+    picture = root / f"{stem}.png"
+    if any(any(cell["differences"].values()) for cell in results["cells"]):
+        from i2srf_kd.ablation.picture import forest_plot
+
+        forest_plot(results, picture)
+        results["pictures"] = [picture.name]
+    else:
+        picture.unlink(missing_ok=True)
+    write_text(root / f"{stem}.csv", to_csv(results))
+    write_text(root / f"{stem}.md", to_markdown(results))
+    write_text(root / f"{stem}.json", json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return root / f"{stem}.md"
+
+
+def exit_code(results: Mapping[str, Any]) -> int:
+    """1 when a run has failed, else 0."""
+    return int(any(seed["state"] == "failed" for cell in results["cells"] for seed in cell["seeds"]))

@@ -1,0 +1,60 @@
+"""What a training cost, from what it left behind."""
+
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.reports.plots import read_log
+
+METRICS = "metrics.jsonl"
+KEYS = ("steps", "seconds_per_step", "hours", "parameters", "distillation_parameters")
+
+
+def training_cost(experiment: Path) -> Optional[Dict[str, Any]]:
+    """Steps, seconds per step and hours of a training, and the parameters it trained; None without a log.
+
+    Hours are those of the epochs, training and validation, as ``metrics.jsonl`` has them; what was computed twice
+    because of a kill is not in it. Seconds per step depend on what else ran on the machine.
+    """
+    if not (experiment / METRICS).is_file():
+        return None
+    records = read_log(experiment / METRICS)
+    epochs = [record for record in records if record["phase"] == "train" and record.get("total_count")]
+    # total_count goes on from epoch to epoch
+    totals = [0, *(int(record["total_count"]) for record in epochs)]
+    counts = [after - before for before, after in zip(totals, totals[1:], strict=False)]
+    timed = [(record["train_time"], n) for record, n in zip(epochs, counts, strict=True) if record.get("train_time")]
+    steps_timed = sum(n for _, n in timed)
+    cost = {
+        "steps": totals[-1],
+        "seconds_per_step": math.fsum(t * n for t, n in timed) / steps_timed if steps_timed else None,
+        "hours": math.fsum(record.get("seconds") or 0.0 for record in records) / 3600,
+    }
+    return {**cost, **_parameters(experiment)}
+
+
+def _parameters(experiment: Path) -> Dict[str, Optional[int]]:
+    """Numbers in the weights: of the network, and of what only the training needs."""
+    from i2srf_kd.checkpoint import load_weights
+    from i2srf_kd.experiment import TRAINING_ONLY_PREFIX, Experiment
+
+    try:
+        weights = load_weights(Experiment(experiment).weights())
+    except UserError:  # not trained to its end, or weights that were tidied away
+        return {"parameters": None, "distillation_parameters": None}
+    sizes = {name: value.numel() for name, value in weights.items() if value.is_floating_point()}
+    extra = sum(size for name, size in sizes.items() if name.startswith(TRAINING_ONLY_PREFIX))
+    return {"parameters": sum(sizes.values()) - extra, "distillation_parameters": extra}
+
+
+def mean_cost(costs: Sequence[Optional[Dict[str, Any]]]) -> Optional[Dict[str, Any]]:
+    """Mean over trainings, of the values that are known; None when there is none."""
+    known = [cost for cost in costs if cost]
+    if not known:
+        return None
+    return {key: _mean([cost[key] for cost in known if cost.get(key) is not None]) for key in KEYS}
+
+
+def _mean(values: List[float]) -> Optional[float]:
+    return math.fsum(values) / len(values) if values else None

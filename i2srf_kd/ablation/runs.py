@@ -1,0 +1,258 @@
+"""The runs of an ablation, one per cell and seed: their folders, their state, and how one of them is carried out.
+
+exp/ablation/<grid>/<cell>/cell.yaml         what the cell trains
+exp/ablation/<grid>/<cell>/distill.yaml      its distillation file, derived
+exp/ablation/<grid>/<cell>/seed<k>/          experiment folder, with scored_<set>, enhanced_<set>, logs/, state.json
+"""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+
+import yaml
+
+from i2srf_kd.ablation.grid import Cell, Grid
+from i2srf_kd.ablation.pipeline import Pipeline, call, last_lines
+from i2srf_kd.errors import UserError
+from i2srf_kd.files import write_text
+
+EXIT_RUN_AGAIN = 75
+_WAIT_SECONDS = 600.0
+_STATE = "state.json"
+_CELL = "cell.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell with one seed.
+
+    Args:
+        cell: what is trained.
+        seed: of the training.
+        folder: its experiment folder.
+    """
+
+    cell: Cell
+    seed: int
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """What it is called on the terminal."""
+        return f"{self.cell.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its run prints."""
+        return self.folder / "logs" / "run.log"
+
+    def scored(self, test_set: str) -> Path:
+        """Its scores of a set."""
+        return self.folder / f"scored_{test_set}"
+
+    def enhanced(self, test_set: str) -> Path:
+        """Its enhanced audio of a set."""
+        return self.folder / f"enhanced_{test_set}"
+
+    def state(self, test_sets: Sequence[str]) -> str:
+        """``finished`` (trained, and scored on all sets), ``failed``, ``interrupted`` or ``waiting`` (not begun)."""
+        code = _exit_code(self.folder)
+        if code and code != EXIT_RUN_AGAIN and code < 128:
+            return "failed"
+        done = [self.folder / ".done_train", *(self.folder / f".done_{name}" for name in test_sets)]
+        if all(path.is_file() for path in done):
+            return "finished"
+        return "interrupted" if code or (self.folder / "options.yaml").exists() else "waiting"
+
+
+def _exit_code(folder: Path) -> int:
+    """How the last run in the folder ended; 0 where that is not known."""
+    try:
+        return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["exit_code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def runs_of(grid: Grid, root: Path) -> List[Run]:
+    """All runs of a grid, the seeds outermost: all cells have a first result before any has a second."""
+    seeds = dict.fromkeys(seed for cell in grid.cells for seed in cell.seeds)
+    return [
+        Run(cell, seed, root / cell.name / f"seed{seed}") for seed in seeds for cell in grid.cells if seed in cell.seeds
+    ]
+
+
+def check_cells(grid: Grid, root: Path) -> None:
+    """Make sure that what is in the cells' folders is what the grid file says.
+
+    Raises:
+        UserError: a cell was begun with another definition.
+    """
+    for cell in grid.cells:
+        folder = root / cell.name
+        begun = [*folder.glob("seed*/options.yaml"), *folder.glob("seed*/.done_train")]
+        if begun and not _is_current(cell, folder):
+            raise UserError(
+                f"{grid.path}: cell {cell.name} has changed since it was trained ({folder / _CELL} has the old "
+                f"definition): give the changed cell another name, or remove {folder}"
+            )
+
+
+def _definition(cell: Cell) -> str:
+    return yaml.safe_dump(cell.definition(), sort_keys=False, allow_unicode=True)
+
+
+def _is_current(cell: Cell, folder: Path) -> bool:
+    path = folder / _CELL
+    return path.is_file() and path.read_text(encoding="utf-8") == _definition(cell)
+
+
+def write_cells(grid: Grid, root: Path) -> None:
+    """Write every cell's definition and derived distillation file, each only where it changes.
+
+    Raises:
+        UserError: a cell was begun with another definition, which is still there to be collected.
+    """
+    check_cells(grid, root)
+    for cell in grid.cells:
+        folder = root / cell.name
+        if _is_current(cell, folder):
+            continue
+        if cell.distill is not None:
+            text = f"# Derived from {grid.path}, cell {cell.name}\n"
+            write_text(folder / "distill.yaml", text + yaml.safe_dump(cell.distill, sort_keys=False))
+        write_text(folder / _CELL, _definition(cell))
+
+
+def command_of(run: Run, pipeline: Pipeline, expdir: str) -> List[str]:
+    """The call of the pipeline that trains and scores one run on this machine."""
+    distill = run.folder.parent / "distill.yaml"
+    options = {
+        "stage": "5",
+        "stop_stage": "6",
+        "seed": str(run.seed),
+        "distill_config": "none" if run.cell.distill is None else str(distill),
+        "student_tag": os.path.relpath(run.folder, expdir),
+        "logdir": str(run.folder / "logs"),
+        "score_systems": "student_kd",
+        "cmd_backend": "local",  # the run is itself an element of a job array
+    }
+    if run.cell.student_config is not None:
+        options["student_config"] = run.cell.student_config
+    if run.cell.student_args:
+        common = pipeline.options.get("student_args", "")
+        options["student_args"] = f"{common} {run.cell.student_args}".strip()
+    return pipeline.command(**options)
+
+
+def write_plan(runs: Sequence[Run], pipeline: Pipeline, expdir: str, path: Path) -> None:
+    """Write what the elements of the job array do, one entry per run."""
+    entries = [
+        {"title": run.title, "folder": str(run.folder), "command": command_of(run, pipeline, expdir)} for run in runs
+    ]
+    write_text(path, json.dumps(entries, indent=1) + "\n")
+
+
+def carry_out(plan: Path, number: int) -> int:
+    """Carry out entry ``number`` (from 1) of a plan and note how it ended.
+
+    Returns:
+        The pipeline's exit code.
+
+    Raises:
+        UserError: there is no such entry, or the run is still being carried out elsewhere.
+    """
+    try:
+        entry: Mapping[str, Any] = json.loads(plan.read_text(encoding="utf-8"))[number - 1]
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{plan}: cannot read run {number} ({error})") from None
+    folder = Path(entry["folder"])
+    log = folder / "logs" / "run.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder / ".run.lock", f"{entry['title']}: {folder}") as lock:
+        _wait_for(lambda: _trainer_of(folder), f"{entry['title']}: {folder}")
+        (folder / _STATE).unlink(missing_ok=True)
+        if log.exists():
+            os.replace(log, log.with_name("run.log.1"))
+        print(f"{entry['title']}: log {log}", flush=True)
+        with log.open("wb") as output:
+            code = call(entry["command"], output, pass_fds=[lock])
+        write_text(folder / _STATE, json.dumps({"exit_code": code}) + "\n")
+    if code and code != EXIT_RUN_AGAIN:
+        print("\n".join(f"{entry['title']} | {line}" for line in last_lines(log)), flush=True)
+    return code
+
+
+@contextmanager
+def held(path: Path, what: str, wait: float = _WAIT_SECONDS) -> Iterator[int]:
+    """Hold a lock; its descriptor may be inherited by programs, which then hold it as well until they end.
+
+    Args:
+        path: file of the lock; it names its holder.
+        what: said to be in use, when it is.
+        wait: seconds to wait for another holder.
+
+    Raises:
+        UserError: it is still held after that time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+
+        def holder() -> str:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return ""
+            except BlockingIOError:
+                return path.read_text(encoding="utf-8").strip() or "another process"
+
+        _wait_for(holder, what, wait)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield file.fileno()
+
+
+def _trainer_of(folder: Path) -> str:
+    """Who trains in the folder (see :func:`i2srf_kd.espnet.run_guard.lock_experiment`); empty when nobody does."""
+    path = folder / ".lock"
+    if not path.exists():
+        return ""
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            return f"the training {file.read().strip()}"
+        except OSError:
+            return ""  # a file system without locks
+    return ""
+
+
+def _wait_for(holder: Callable[[], str], what: str, wait: float = _WAIT_SECONDS) -> None:
+    """Wait until ``holder`` says that nobody holds it."""
+    end = time.monotonic() + wait
+    said = False
+    while True:
+        name = holder()
+        if not name:
+            return
+        if time.monotonic() >= end:
+            raise UserError(f"{what} is in use by {name}: wait for it or end it, then run the same command again")
+        if not said:
+            print(f"{what} is in use by {name}; waiting up to {wait:.0f} s", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(0.2)
+
+
+def count_states(runs: Sequence[Run], test_sets: Sequence[str]) -> Dict[str, int]:
+    """How many runs are in which state."""
+    counts: Dict[str, int] = {}
+    for run in runs:
+        state = run.state(test_sets)
+        counts[state] = counts.get(state, 0) + 1
+    return counts

@@ -1,0 +1,231 @@
+"""How a teacher teaches, recorded in ``diagnostics.jsonl`` while a student is trained.
+
+One line per measurement, always on the same clips of the validation set, so that what changes from line to line is the
+student alone:
+
+- ``epoch``, ``phase`` (``valid``: what the clips are of), ``step``: batches that the student has learned from;
+- ``task_weight``, ``kd_weight``: what the schedule multiplies both losses with at this step;
+- ``loss_task``, ``loss_kd``: both losses with these weights;
+- ``grad_norm_task``, ``grad_norm_kd``: Euclidean norm of the gradient of each with respect to the student's
+  parameters, before clipping; ``grad_cosine``: cosine of the angle between both gradients;
+- ``diagnostics``: what the methods tell (:meth:`~i2srf_kd.distill.method.DistillMethod.diagnostics`), such as the
+  calibration weights, one list per student layer with a number per teacher layer.
+
+A measurement takes a forward pass and two backward passes, and leaves gradients, buffers and random numbers as they
+were: a training ends with the same weights, bit by bit, with and without it.
+"""
+
+import argparse
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from espnet2.utils.types import str2bool
+from torch import Tensor
+
+from i2srf_kd.distill.gather import without_gathering
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory, SeededChunk, collate, seeded
+from i2srf_kd.espnet.model import DistillEnhancementModel
+from i2srf_kd.espnet.monitor import JsonLines
+from i2srf_kd.experiment import TRAINING_ONLY_PREFIX
+
+DIAGNOSTICS = "diagnostics.jsonl"
+GRADIENT_VALUES = ("grad_norm_task", "grad_norm_kd", "grad_cosine")
+
+
+def add_diagnostics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the recording."""
+    parser.add_argument(
+        "--kd_diagnostics",
+        type=str2bool,
+        default=True,
+        help="Record before the first and after every epoch how the teacher teaches: gradients of both losses, "
+        "calibration weights (diagnostics.jsonl)",
+    )
+    parser.add_argument(
+        "--kd_gradient_interval",
+        type=int,
+        default=0,
+        help="Record it every so many batches as well; each time costs about two training steps. 0: no more often.",
+    )
+
+
+class DiagnosticsLog(JsonLines):
+    """``diagnostics.jsonl``: one line per step that is measured.
+
+    Args:
+        output_dir: folder of the experiment.
+        step: that of the resumed state; lines of later ones are removed.
+    """
+
+    def __init__(self, output_dir: Path, step: int):
+        self.steps: set = set()
+
+        def key(record: Mapping[str, Any]) -> Optional[Hashable]:
+            number = int(record["step"])
+            if number > step:
+                return None
+            self.steps.add(number)
+            return number
+
+        super().__init__(Path(output_dir) / DIAGNOSTICS, key)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line, unless there is one of this step: a run that was stopped in a validation comes back to it."""
+        if record["step"] not in self.steps:
+            self.steps.add(record["step"])
+            self.write(record)
+
+
+class DistillMonitor:
+    """Measures a distillation in training on clips that stay the same; made on the first rank alone.
+
+    Args:
+        model: the model that is trained, not wrapped for several processes.
+        train_factory: says how many clips a batch has.
+        valid_factory: the clips.
+        output_dir: folder of the experiment.
+        seed: of the choice of clips.
+        on_gpu: where the model is.
+        autocast: context of the forward pass, as in training.
+    """
+
+    def __init__(
+        self,
+        model: DistillEnhancementModel,
+        train_factory: FixedChunkIterFactory,
+        valid_factory: FixedChunkIterFactory,
+        output_dir: Path,
+        seed: int,
+        on_gpu: bool = False,
+        autocast: Any = contextlib.nullcontext,
+    ):
+        self.model = model
+        self.seed = seed
+        self.device = "cuda" if on_gpu else "cpu"
+        self.autocast = autocast
+        self.log = DiagnosticsLog(output_dir, self.step)
+        self.batch: Optional[Dict[str, Tensor]] = None
+        self.factories = train_factory, valid_factory
+        self.failed = False
+
+    @property
+    def step(self) -> int:
+        """Batches that the student has learned from; the distillation's own count, which checkpoints hold."""
+        return int(self.model.distiller.steps)
+
+    def record(self, epoch: int) -> Dict[str, Optional[float]]:
+        """Measure and add a line.
+
+        What cannot be measured (memory, sizes that a method does not take) is reported once; the training goes on.
+
+        Returns:
+            :data:`GRADIENT_VALUES` for the metrics of the epoch; nothing where the measurement failed.
+        """
+        if self.failed:
+            return {}
+        try:
+            values = self._measure()
+        except (UserError, RuntimeError) as error:
+            self.failed = True
+            logging.warning(f"no {DIAGNOSTICS} from now on, the training goes on without: {error}")
+            return {}
+        self.log.append({"epoch": epoch, "phase": "valid", **values})
+        return {name: values[name] for name in GRADIENT_VALUES}
+
+    def _measure(self) -> Dict[str, Any]:
+        batch = self._fixed_batch()
+        # The first process measures by itself.
+        with _left_as_it_was(self.model), seeded((self.seed,)), without_gathering():
+            self.model.train()
+            step, weights = self.step, self.model.distiller.phase()
+            with self.autocast():
+                task, kd = split_loss(self.model, batch)
+            norms, cosine = compare_gradients(self.model, task, kd)
+            return {
+                "step": step,
+                "task_weight": weights[0],
+                "kd_weight": weights[1],
+                "loss_task": weights[0] * float(task),
+                "loss_kd": weights[1] * float(kd),
+                "grad_norm_task": weights[0] * norms[0],
+                "grad_norm_kd": weights[1] * norms[1],
+                "grad_cosine": cosine,
+                "diagnostics": self.model.distiller.diagnostics(),
+            }
+
+    def _fixed_batch(self) -> Dict[str, Tensor]:
+        """As many clips as a batch of the training has, from anywhere in the validation set."""
+        if self.batch is None:
+            train, valid = self.factories
+            chunks = [chunk for batch in valid.make_batches(1) for chunk in batch]
+            order = np.random.default_rng(self.seed).permutation(len(chunks))[: len(train.make_batches(1)[0])]
+            _, batch = collate([valid.dataset[SeededChunk(chunks[i], (self.seed, int(i)))] for i in order])
+            batch.pop(NUM_SAMPLES)
+            self.batch = batch
+        return {name: value.to(self.device) for name, value in self.batch.items()}
+
+
+def split_loss(model: DistillEnhancementModel, batch: Mapping[str, Tensor]) -> Tuple[Tensor, Tensor]:
+    """Task loss with the weights of its criteria, and the distillation's loss, of one forward pass.
+
+    The weights that the schedule gives to both are left out.
+    """
+    losses: Dict[int, Tensor] = {}
+    wrappers: Sequence[Any] = model.loss_wrappers
+    hooks = [
+        wrapper.register_forward_hook(lambda module, args, output: losses.update({id(module): output[0].mean()}))
+        for wrapper in wrappers
+    ]
+    try:
+        model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    task = [
+        weight * losses[id(wrapper)]
+        for weight, wrapper in zip(model.task_weights, wrappers[:-1], strict=True)
+        if id(wrapper) in losses  # a criterion may be for validation only
+    ]
+    return torch.stack(task).sum(), losses[id(wrappers[-1])]
+
+
+def compare_gradients(model: torch.nn.Module, task: Tensor, kd: Tensor) -> Tuple[Tuple[float, float], Optional[float]]:
+    """Norms of the gradients of two losses with respect to the student, and their cosine (None where one is 0)."""
+    student = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(TRAINING_ONLY_PREFIX)]
+    # Not .backward(): it would add to the training's gradients and wake up the exchange between processes.
+    first, second = (_flat_gradient(loss, student, retain) for loss, retain in ((task, True), (kd, False)))
+    norms = float(first.norm()), float(second.norm())
+    product = norms[0] * norms[1]
+    return norms, float(first @ second) / product if product > 0 else None
+
+
+def _flat_gradient(loss: Tensor, parameters: List[torch.nn.Parameter], retain: bool) -> Tensor:
+    """Gradient as one vector in float64."""
+    if not loss.requires_grad:
+        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=loss.device)
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain, allow_unused=True)
+    pairs = zip(parameters, gradients, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).double().flatten() for p, g in pairs])
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Give back buffers, training mode and the GPU's random numbers; those of the CPU are :func:`seeded`'s."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in buffers.items():
+                model.get_buffer(name).copy_(value)
+        for module, mode in modes:
+            module.training = mode
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)

@@ -1,0 +1,93 @@
+"""Enhance a stream with an exported ``model_stream.onnx``; needs numpy and onnxruntime, neither torch nor this package.
+
+Export puts a copy of this module and of ``spectral_stream.py`` into the folder of a causal model.
+
+    stream = OnnxStreamingEnhancer("export/model_stream.onnx")
+    for block in blocks:  # any sizes, at stream.fs
+        play(stream(block))
+    play(stream.flush())
+"""
+
+from typing import Any, List, Optional
+
+import numpy as np
+
+try:
+    from i2srf_kd.audio.spectral_stream import SpectralStream
+    from i2srf_kd.errors import UserError
+except ImportError:  # the copy in an exported folder, where the package is not installed
+    from spectral_stream import SpectralStream  # type: ignore[import-not-found, no-redef]
+
+    UserError = ValueError  # type: ignore[misc, assignment]
+
+
+class OnnxStep:
+    """One step of the network and its memory.
+
+    Args:
+        path: ``model_stream.onnx`` as written by ``i2srf_kd.bin.export``.
+        num_threads: CPU threads. One step is small: more than one rarely helps.
+
+    Attributes:
+        metadata: what the file says of itself.
+
+    Raises:
+        UserError: the file is absent, or no model of this kind.
+    """
+
+    def __init__(self, path: Any, num_threads: int = 1):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise UserError(f"{path}: not a readable ONNX model ({error})") from None
+        self.metadata = self._session.get_modelmeta().custom_metadata_map
+        inputs = self._session.get_inputs()
+        self._names = [entry.name for entry in inputs]
+        self._shapes = [entry.shape for entry in inputs[1:]]
+        if not self._shapes:
+            raise UserError(f"{path}: has no state, so it is not the model for streams; give model_stream.onnx")
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new recording."""
+        self._state: List[np.ndarray] = [np.zeros(shape, np.float32) for shape in self._shapes]
+
+    def __call__(self, planes: np.ndarray) -> np.ndarray:
+        """Enhance the next frames: ``(1, 2 * microphones, T, F)`` to ``(1, 2, T, F)``."""
+        enhanced, *self._state = self._session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
+        return enhanced
+
+
+class OnnxStreamingEnhancer(SpectralStream):
+    """An exported causal model: blocks of a waveform in, what is ready out.
+
+    Args:
+        path: ``model_stream.onnx`` as written by ``i2srf_kd.bin.export``.
+        streams: recordings to enhance side by side.
+        num_threads: CPU threads for a step.
+
+    Raises:
+        UserError: the file is absent, or no model of this kind.
+    """
+
+    def __init__(self, path: Any, streams: int = 1, num_threads: Optional[int] = None):
+        self._steps = [OnnxStep(path, num_threads or 1) for _ in range(streams)]
+        metadata = self._steps[0].metadata
+        try:
+            fs, n_fft, hop, num_mics = (int(metadata[name]) for name in ("fs", "n_fft", "hop_length", "num_mics"))
+        except KeyError as error:
+            raise UserError(f"{path}: lacks the entry {error} in its metadata; export the model again") from None
+        super().__init__(fs, n_fft, hop, num_mics, streams)
+
+    def forget(self) -> None:
+        """Go back to a state in which nothing has been heard."""
+        for step in self._steps:
+            step.forget()
+
+    def step(self, planes: np.ndarray) -> np.ndarray:
+        """Run the network on the next frames."""
+        return np.concatenate([step(planes[i : i + 1]) for i, step in enumerate(self._steps)])

@@ -1,0 +1,130 @@
+"""What a cluster needs to be told: ``conf/slurm.yaml`` of a recipe.
+
+::
+
+    default: {partition: gpu, account: my_project}      # all jobs
+    train: {time: "48:00:00", gpu_type: a100}           # a kind of work: data, train, decode, score
+    student_kd: {time: "12:00:00"}                      # one job by its name
+
+The later wins: ``default``, options of ``run_jobs`` (from ``cmd.sh``), kind, name.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import yaml
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.jobs.array import JobArray
+
+#: Names another file than ``conf/slurm.yaml`` of the current folder, which may be absent.
+VARIABLE = "I2SRF_SLURM_CONFIG"
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """Settings of one job; names and values as in ``sbatch`` where it has them.
+
+    Args:
+        partition, account, qos, constraint, mem, time: as in ``sbatch``.
+        gpu_type: type of the GPUs, such as ``a100``.
+        requeue: queue a job again when it saved its state (exit code 75) or its machine failed.
+        max_requeues: how often at most.
+        signal_seconds: a job is asked to save so long before its time limit; 0: never.
+        poll_seconds: longest time between two looks at the queue.
+        extra: further options for ``sbatch``, such as ``--exclude=node7``.
+        setup: shell lines before the command, such as ``module load cuda``.
+    """
+
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    constraint: Optional[str] = None
+    mem: Optional[str] = None
+    time: Optional[str] = None
+    gpu_type: Optional[str] = None
+    requeue: bool = True
+    max_requeues: int = 20
+    signal_seconds: int = 120
+    poll_seconds: float = 15.0
+    extra: Optional[List[str]] = None
+    setup: Optional[List[str]] = None
+
+    def limits(self) -> List[str]:
+        """The options of ``sbatch`` that do not depend on the job."""
+        names = ("partition", "account", "qos", "constraint", "mem", "time")
+        lines = [f"--{name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
+        if self.signal_seconds and self.time is not None:
+            lines.append(f"--signal=B:USR1@{self.signal_seconds}")
+        return [*lines, *(self.extra or [])]
+
+
+def slurm_options(array: JobArray) -> SlurmOptions:
+    """Settings of an array, from the configuration file and its own needs.
+
+    Raises:
+        UserError: the file cannot be read or holds something unknown.
+    """
+    sections = _read_sections()
+    needs = array.resources
+    values = _section(sections, "default")
+    values.update({name: value for name, value in (("mem", needs.mem), ("time", needs.time)) if value is not None})
+    values.update(_section(sections, array.kind))
+    values.update(_section(sections, array.name))
+    return SlurmOptions(**values)
+
+
+def _path() -> Path:
+    return Path(os.environ.get(VARIABLE) or "conf/slurm.yaml")
+
+
+def _read_sections() -> Dict[str, Any]:
+    path = _path()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        if os.environ.get(VARIABLE):
+            raise UserError(f"{VARIABLE}={path}: no such file") from None
+        return {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold sections such as 'default: {{partition: gpu}}'")
+    return content
+
+
+def _section(sections: Dict[str, Any], name: str) -> Dict[str, Any]:
+    section = sections.get(name) or {} if name else {}
+    if not isinstance(section, dict):
+        raise UserError(f"{_path()}: {name} must hold settings such as 'partition: gpu', not {section!r}")
+    types = {field.name: field.type for field in fields(SlurmOptions)}
+    values: Dict[str, Any] = {}
+    for key, value in section.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), types, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(types)}; others go into extra"
+            raise UserError(f"{_path()}: {name}: unknown setting {key}; {hint}")
+        values[key] = _checked(f"{_path()}: {name}: {key}", types[key], value)
+    return values
+
+
+def _checked(where: str, kind: Any, value: Any) -> Any:
+    if kind == Optional[List[str]]:
+        if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise UserError(f"{where} must be a list of texts, not {value!r}")
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} must be true or false, not {value!r}")
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or value < 0:
+            raise UserError(f"{where} must be a number, 0 or more, not {value!r}")
+        return value
+    if where.endswith(" time") and isinstance(value, int):
+        # YAML 1.1 reads 12:00:00 as a number in base 60, and a plain number means minutes to sbatch.
+        raise UserError(f'{where}: put the time into quotes, such as "12:00:00"')
+    return None if value is None else str(value)

@@ -1,0 +1,242 @@
+"""Teachers and students of different kinds: frames, bins, channels, transforms and levels that differ."""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import speech_task
+import torch
+import yaml
+
+from i2srf_kd.errors import UserError
+from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY
+from i2srf_kd.espnet.task import DistillEnhancementTask
+
+CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf"
+# The shipped teachers, made small in width alone.
+SHIPPED: Dict[str, Any] = {
+    "bsrnn": (CONF / "small" / "train_teacher_bsrnn.yaml", {"num_channels": 4}),
+    "tfgridnet": (
+        CONF / "train_teacher_tfgridnet.yaml",
+        {"emb_dim": 4, "lstm_hidden_units": 4, "attn_n_head": 2, "attn_approx_qk_dim": 129},
+    ),
+}
+DCCRN = {"separator": "dccrn", "separator_conf": {"kernel_num": [4, 8, 8], "rnn_units": 8}}
+DCCRN_TAPS = {
+    "encoder": [{"module": f"separator.encoder.{k}", "layout": "BCFT"} for k in range(3)],
+    "decoder": [
+        {"module": "separator.decoder.2", "layout": "BCFT"},
+        {"module": "separator", "layout": "BTF", "output": [0, 0]},
+    ],
+}
+TASNET_CONV = {"channel": 16, "kernel_size": 32, "stride": 16}
+TASNET = {
+    "encoder": "conv", "encoder_conf": TASNET_CONV, "decoder": "conv", "decoder_conf": TASNET_CONV,
+    "separator": "tcn", "separator_conf": {"num_spk": 1, "layer": 2, "stack": 1, "bottleneck_dim": 8, "hidden_dim": 8},
+}  # fmt: skip
+TASNET_TAPS = {
+    "encoder": [{"module": "separator.tcn.network.1", "layout": "BCT"}],
+    "decoder": [{"module": "separator.tcn.network.3", "layout": "BCT"}],
+}
+TEACHER = {"channels": 12, "blocks": 2, "heads": 2}
+SETS = {"sets": ["encoder", "decoder"]}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Dict[str, Any]:
+    return DistillEnhancementTask.get_default_config()
+
+
+def options(defaults: Dict[str, Any], hop: int = 64, n_fft: int = 128, **changes: Any) -> argparse.Namespace:
+    stft = {"n_fft": n_fft, "hop_length": hop}
+    base = {
+        "encoder": "stft", "encoder_conf": stft, "decoder": "stft", "decoder_conf": stft, "separator": "dpdcrn",
+        "separator_conf": {"channels": 8, "blocks": 1}, "criterions": [speech_task.CRITERION], "init": None,
+    }  # fmt: skip
+    return argparse.Namespace(**{**copy.deepcopy(defaults), **base, **changes})
+
+
+def save(folder: Path, args: argparse.Namespace) -> Dict[str, str]:
+    """A teacher with random weights."""
+    torch.manual_seed(1)
+    folder.mkdir()
+    torch.save(DistillEnhancementTask.build_model(args).state_dict(), folder / "1epoch.pth")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
+    return {"teacher_config": str(folder / "config.yaml"), "teacher_model_file": str(folder / "1epoch.pth")}
+
+
+def shipped_teacher(defaults: Dict[str, Any], kind: str, folder: Path) -> Dict[str, str]:
+    path, narrow = SHIPPED[kind]
+    config = yaml.safe_load(path.read_text())
+    conf = {"encoder_conf": {}, "decoder_conf": {}, **config, "separator_conf": {**config["separator_conf"], **narrow}}
+    return save(
+        folder,
+        options(
+            defaults,
+            **{
+                key: conf[key]
+                for key in conf
+                if key in ("encoder", "encoder_conf", "decoder", "decoder_conf", "separator", "separator_conf")
+            },
+        ),
+    )
+
+
+def batch(samples: int = 3200) -> Dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 2, samples, generator=generator)
+    lengths = torch.full((2,), samples)
+    return {"speech_mix": clean + 0.5 * noise, "speech_ref1": clean, "speech_mix_lengths": lengths}
+
+
+def learns(model: Any) -> Dict[str, torch.Tensor]:
+    """Three steps: the loss falls and everything that is trained gets a finite gradient; the values of the first."""
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=2e-3)
+    losses, first = [], {}
+    for _ in range(4):
+        loss, stats, _ = model(**batch())
+        optimizer.zero_grad()
+        loss.backward()
+        assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        optimizer.step()
+        first = first or stats
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    return first
+
+
+def sides(model: Any) -> List[Any]:
+    """Both sides as the methods see them, in one forward pass."""
+    seen: List[Any] = []
+    handle = model.distillation.criterion.register_forward_hook(lambda m, args, out: seen.append(args))
+    model(**batch())
+    handle.remove()
+    reference, others = seen[0]
+    return [others[STUDENT_KEY], others[TEACHER_KEY], reference]
+
+
+@pytest.mark.parametrize("kind", sorted(SHIPPED))
+def test_shipped_teachers_and_taps(kind: str, defaults: Dict[str, Any], tmp_path: Path) -> None:
+    distill = yaml.safe_load((CONF / "distill" / f"teacher_{kind}.yaml").read_text())
+    distill["method_conf"]["middle_channels"] = 4
+    teacher = shipped_teacher(defaults, kind, tmp_path / kind)
+    model = DistillEnhancementTask.build_model(options(defaults, 256, 512, distill=distill, **teacher))
+    terms = learns(model)
+    assert {"kd_inter", "kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder"} <= set(terms)
+    ours, theirs, _ = sides(model)
+    assert {name: len(layers) for name, layers in theirs.features.items()} == {
+        "encoder": 1, "dual_path": 4, "decoder": 1
+    }  # fmt: skip
+    frames = [side.features["encoder"][0].shape[2] for side in (ours, theirs)]
+    assert frames == ([13, 26] if kind == "tfgridnet" else [13, 13])
+
+
+@pytest.mark.parametrize("method", ["i2srf_tfckd", "fitnets", "spkd", "reviewkd", "semckd", "uclfwpkd", "at_kl"])
+def test_another_frame_rate(method: str, defaults: Dict[str, Any], tmp_path: Path) -> None:
+    teacher = save(tmp_path / "fine", options(defaults, hop=32, separator_conf=TEACHER))
+    distill = {"method": method, "weight": 0.3}
+    learns(DistillEnhancementTask.build_model(options(defaults, distill=distill, **teacher)))
+
+
+@pytest.mark.parametrize("student, taps", [(DCCRN, DCCRN_TAPS), (TASNET, TASNET_TAPS)], ids=["dccrn", "tasnet"])
+@pytest.mark.parametrize("method", ["i2srf_tfckd", "reviewkd"])
+def test_students_of_other_kinds(
+    method: str, student: Dict[str, Any], taps: Dict[str, Any], defaults: Dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = save(tmp_path / "teacher", options(defaults, separator_conf=TEACHER))
+    distill = {"method": method, "method_conf": {**SETS, "middle_channels": 4}, "student_taps": taps, "weight": 0.1}
+    # A loss on spectra says nothing about learned features.
+    criterions = [{**speech_task.CRITERION, "name": "si_snr"}] if "encoder" in student else [speech_task.CRITERION]
+    args = options(defaults, distill=distill, criterions=criterions, **{**teacher, **student})
+    assert {"kd"} < set(learns(DistillEnhancementTask.build_model(args)))
+    with pytest.raises(UserError, match="name its taps"):
+        del args.distill["student_taps"]
+        DistillEnhancementTask.build_model(args)
+
+
+@pytest.mark.parametrize("transform", ["hop", "waveform", "same"])
+def test_spectra_are_compared_through_the_students_transform(
+    transform: str, defaults: Dict[str, Any], tmp_path: Path
+) -> None:
+    if transform == "waveform":
+        teacher = shipped_teacher(defaults, "tfgridnet", tmp_path / "teacher")
+        taps = {"decoder": ["separator.deconv"]}
+    else:
+        teacher, taps = save(tmp_path / "teacher", options(defaults, hop=32 if transform == "hop" else 64)), None
+    distill = {"method": [{"name": "response_spectrum"}, {"name": "response_waveform"}, {"name": "dfkd"}]}
+    distill["teacher_taps"] = taps
+    model = DistillEnhancementTask.build_model(options(defaults, distill=distill, **teacher))
+    learns(model)
+    ours, theirs, _ = sides(model)
+    assert ours.spectrum.shape == theirs.spectrum.shape
+    window = torch.hann_window(128)
+    direct = torch.stft(theirs.waveform, 128, 64, window=window, return_complex=True, pad_mode="reflect").mT
+    if transform == "same":  # the network's own estimate, which need not be the STFT of a signal
+        assert not torch.allclose(theirs.spectrum[:, 0], direct.real, atol=1e-3)
+    else:
+        torch.testing.assert_close(theirs.spectrum, torch.stack([direct.real, direct.imag], 1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_without_spectrum_is_told(defaults: Dict[str, Any], tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", options(defaults))
+    distill = {"method": "response_spectrum", "student_taps": TASNET_TAPS}
+    with pytest.raises(UserError, match="encoder is no STFT"):
+        DistillEnhancementTask.build_model(options(defaults, distill=distill, **{**teacher, **TASNET}))
+
+
+def test_outputs_are_compared_at_the_level_of_the_recording(defaults: Dict[str, Any], tmp_path: Path) -> None:
+    model_conf = {**defaults["model_conf"], "normalize_variance": True}
+    teacher = save(tmp_path / "teacher", options(defaults, model_conf=model_conf))
+    distill = {"method": [{"name": "dispatch"}, {"name": "response_spectrum"}]}
+    torch.manual_seed(1)  # the teacher's weights
+    model = DistillEnhancementTask.build_model(options(defaults, model_conf=model_conf, distill=distill, **teacher))
+    mixture = batch()["speech_mix"]
+    level = mixture.std(1, keepdim=True)
+    with torch.no_grad():
+        ours, theirs, reference = sides(model.eval())
+        plain = model.teacher.model
+        lengths = batch()["speech_mix_lengths"]
+        waveform = plain.forward_enhance(mixture / level, lengths, {})[0][0] * level
+    torch.testing.assert_close(ours.waveform, waveform)
+    torch.testing.assert_close(theirs.waveform, waveform)
+    torch.testing.assert_close(theirs.spectrum, ours.spectrum)
+    torch.testing.assert_close(reference, batch()["speech_ref1"])
+
+
+@pytest.mark.slow
+def test_a_tfgridnet_is_trained_and_taught_from(speech: Path, tmp_path: Path) -> None:
+    """The shipped configurations through the command, with a narrow teacher."""
+    path, narrow = SHIPPED["tfgridnet"]
+    config = yaml.safe_load(path.read_text())
+    config.update(separator_conf={**config["separator_conf"], **narrow}, max_epoch=2, num_iters_per_epoch=4)
+    config.update(chunk_length=4000, num_workers=0, quality_utts=0)
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(config))
+    sets = [item for item in speech_task.arguments(speech, tmp_path / "unused")]
+    data = [part for i in range(len(sets)) if sets[i].startswith(("--train_", "--valid_")) for part in sets[i : i + 2]]
+    common = ["--use_tensorboard", "false", "--ngpu", "0", *data]
+    teacher = ["--config", str(tmp_path / "teacher.yaml"), "--output_dir", str(tmp_path / "teacher"), *common]
+    assert speech_task.train(teacher) == 0
+
+    student = yaml.safe_load((CONF / "mini" / "train_student.yaml").read_text())
+    student.update(max_epoch=2, num_iters_per_epoch=4, chunk_length=4000, num_workers=0, quality_utts=0)
+    student.pop("scheduler"), student.pop("scheduler_conf")
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    learning = ["--config", str(tmp_path / "student.yaml"), "--output_dir", str(tmp_path / "student"), *common]
+    learning += ["--distill_config", str(CONF / "distill" / "teacher_tfgridnet.yaml")]
+    learning += ["--teacher_exp", str(tmp_path / "teacher")]
+    assert speech_task.train_and_watch(learning, tmp_path / "report.pth") == 0
+    report = torch.load(tmp_path / "report.pth")
+    assert report["teacher_same"]
+    # The weights of a single teacher layer are 1, whatever its calibration says.
+    alone = (
+        "distillation.criterion.distiller.methods.0.intra.encoder",
+        "distillation.criterion.distiller.methods.0.intra.decoder",
+    )
+    assert all(name.startswith(alone) for name in report["without_gradient"])
+    lines = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    valid = [line["loss"] for line in lines if line["phase"] == "valid"]
+    assert valid[-1] < valid[0]
