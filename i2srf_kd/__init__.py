@@ -1,8 +1,8 @@
 """Knowledge distillation for speech enhancement: I2SRF-TFCKD on the DPDCRN network.
 
-    from i2srf_kd import load_enhancer
-    enhancer = load_enhancer("exp/student/export")
-    enhanced = enhancer(noisy, fs)
+from i2srf_kd import load_enhancer
+enhancer = load_enhancer("exp/student/export")
+enhanced = enhancer(noisy, fs)
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """An experiment folder: what training leaves behind and what using a model needs of it. ESPnet is not imported.
 
-    experiment = Experiment("exp/student")
-    network = experiment.network()  # DPDCRN with the averaged weights
+experiment = Experiment("exp/student")
+network = experiment.network()  # DPDCRN with the averaged weights
 """
 
 import os

@@ -4,10 +4,24 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import List
 
 import pytest
+from hypothesis import settings
+
+# The same examples and numbers in every run; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Long tests get longer than the others before they count as stuck: machines may be busy."""
+    for item in items:
+        long = item.get_closest_marker("slow") or item.get_closest_marker("cluster")
+        if long and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1500))
 
 
 def _folder(variable: str, default: str) -> Path:
@@ -39,8 +53,9 @@ def repository() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_torch_thread() -> None:
+def _one_seeded_torch_thread() -> None:
     """Small tensors are faster on one thread, and machines with few cores stay usable; torch is not imported for it."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+        torch.manual_seed(0)

@@ -193,8 +193,9 @@ fi
 stage_1_data() {
     local done_file="${datadir}/.done_data" script=local/data.py interpreter="${python}"
     local options=(--data_dir "${datadir}" --check_md5 "${check_md5}" --check_counts "${check_counts}")
-    skip_if_done "${done_file}" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" &&
-        return
+    # A generated corpus says in its marker what it was made from.
+    skip_if_done "${done_file}" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" \
+        "input_corpus=$([[ ! -f "${corpus_dir}/.mini_corpus.json" ]] || checksum "${corpus_dir}/.mini_corpus.json")" && return
     if [[ -f local/data.sh ]]; then
         script=local/data.sh interpreter=bash
     fi
@@ -214,7 +215,8 @@ stage_2_format() {
     for set in "${all_sets[@]}"; do
         [[ -s "${datadir}/${set}/wav.scp" ]] || need_stage 1 "${datadir}/${set}/wav.scp"
         skip_if_done "${rawdir}/.done_${set}" redo "fs=${fs}" "audio_format=${audio_format}" \
-            "source=${datadir}/${set}" "input_data=$(checksum "${datadir}/${set}/wav.scp" "${datadir}/${set}/spk1.scp")" && continue
+            "source=${datadir}/${set}" "input_corpus=$(sed -n 's/^input_corpus=//p' "${datadir}/.done_data" 2>/dev/null || true)" \
+            "input_data=$(checksum "${datadir}/${set}"/{wav,spk1}.scp "${datadir}/${set}"/wav_[0-9]*.scp)" && continue
         parts="$(parts_of "${nj}" "${datadir}/${set}/wav.scp")"
         options=("${datadir}/${set}" "${rawdir}/${set}" --fs "${fs}" --audio_format "${audio_format}")
         run_parts "format ${set}" "format_${set}" "${parts}" data_cmd format_data "${options[@]}"
@@ -313,7 +315,7 @@ stage_4_teacher() {
 }
 
 stage_5_student() {
-    local distillation=()
+    local distillation=() imported=()
     need_file --student_config "${student_config}"
     if [[ "${distill_config}" != none ]]; then
         need_file --distill_config "${distill_config}"
@@ -331,6 +333,9 @@ stage_5_student() {
     if [[ "${distill_config}" != none ]]; then
         training_inputs+=("teacher_exp=${teacher_dir}" "distill_config_contents=$(checksum "${distill_config}")")
         training_inputs+=("input_teacher=$(checksum "${teacher_dir}/.done_train" "${teacher_dir}/config.yaml")")
+        mapfile -t imported < <(imported_files "${distill_config}")
+        # Only where there are any: a student that was trained without needs no new record.
+        ((${#imported[@]} == 0)) || training_inputs+=("distill_import_contents=$(checksum "${imported[@]}")")
         distillation=(--distill_config "${distill_config}" --teacher_exp "${teacher_dir}")
     fi
     skip_if_done "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}" && return

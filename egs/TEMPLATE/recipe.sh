@@ -47,7 +47,11 @@ pipeline_option() {
     local name="$1" value="$2" place
     for ((place = 0; place < ${#pipeline_options[@]}; place++)); do
         case "${pipeline_options[place]}" in
-            "--${name}") value="${pipeline_options[place + 1]:-}" ;;
+            "--${name}")
+                value="${pipeline_options[place + 1]:-}"
+                # A switch may stand alone.
+                [[ ! "$2" =~ ^(true|false)$ || (-n "${value}" && "${value}" != --*) ]] || value=true
+                ;;
             "--${name}="*) value="${pipeline_options[place]#*=}" ;;
         esac
     done

@@ -21,6 +21,19 @@ need_file() { [[ -f "$2" ]] || fail "$1 $2: no such file"; }
 # One checksum of the files that exist among the arguments.
 checksum() { { cat -- "$@" 2>/dev/null || true; } | cksum | cut -d ' ' -f 1; }
 
+# imported_files CONFIG: the existing .py files that a distillation file imports, one a line, looked for where the
+# training looks: beside CONFIG.
+imported_files() {
+    local entry
+    sed -e 's/#.*//' -e 's/^[[:blank:]]*import:/,/' "$1" | tr ',[]' '\n' |
+        sed -e "s/^[-[:blank:]\"']*//" -e "s/[[:blank:]\"']*$//" |
+        while IFS= read -r entry; do
+            [[ "${entry}" == *.py ]] || continue
+            [[ "${entry}" == /* ]] || entry="$(dirname -- "$1")/${entry}"
+            [[ ! -f "${entry}" ]] || printf '%s\n' "${entry}"
+        done
+}
+
 # Number of GPUs that a training could use here.
 count_gpus() {
     if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && -z "${CUDA_VISIBLE_DEVICES}" ]] || ! command -v nvidia-smi >/dev/null; then

@@ -29,6 +29,7 @@ dumpdir="$(pipeline_option dumpdir "${prefix}dump")"
 expdir="$(pipeline_option expdir "${prefix}exp")"
 corpus_dir="$(pipeline_option corpus_dir "")"
 nj="$(pipeline_option nj "${default_nj}")"
+logdir="$(pipeline_option logdir "")"
 
 # enter_python: set python to an interpreter that has the package.
 enter_python() {
@@ -57,13 +58,16 @@ simulate_corpus() {
 # One table of all systems with one and with two microphones.
 write_common_table() {
     local mics system label out rows=(--system "noisy=${expdir}/mics1/noisy/scored_test")
+    local -A tags=([teacher]="$(pipeline_option teacher_tag teacher)" [student]="$(pipeline_option baseline_tag student)"
+        [student_kd]="$(pipeline_option student_tag student_kd)")
     for mics in 1 2; do
         label="$([[ "${mics}" == 1 ]] && echo A || echo AB)"
         for system in teacher student student_kd; do
-            out="${expdir}/mics${mics}/${system}"
+            out="${expdir}/mics${mics}/${tags[${system}]}"
             [[ ! -d "${out}/scored_test" ]] || rows+=(--system "${system}_${label}=${out}/scored_test:${out}")
         done
-        [[ ! -d "${expdir}/mics${mics}/student/scored_test" ]] || rows+=(--compare "student_kd_${label}-student_${label}")
+        [[ ! -d "${expdir}/mics${mics}/${tags[student]}/scored_test" ]] ||
+            rows+=(--compare "student_kd_${label}-student_${label}")
     done
     rows+=(--compare student_kd_AB-student_kd_A --compare teacher_AB-teacher_A)
     run "${python}" -m i2srf_kd.bin.results --title "$(pipeline_option results_title "${title}")" "${rows[@]}" \
@@ -72,12 +76,18 @@ write_common_table() {
     cat -- "${expdir}/RESULTS.md"
 }
 
+# Whether the command shows something and runs nothing.
+looks=false
+if [[ "$(pipeline_option status false)$(pipeline_option show_options false)" == *true* ]]; then
+    looks=true
+fi
+
 is_newer() { [[ -f "$1" && ! "$2" -nt "$1" && ! "$3" -nt "$1" ]]; }
 
 if [[ -n "${speech_dir}" || ("${mini}" == true && -z "${corpus_dir}") ]]; then
     [[ -z "${corpus_dir}" ]] || fail "--corpus_dir and --speech_dir: give one of them"
     corpus_dir="${datadir}/corpus"
-    if [[ "$(pipeline_option stage 1)" =~ ^0*1$ && "$(pipeline_option show_options false)" == false ]]; then
+    if [[ "$(pipeline_option stage 1)" =~ ^0*1$ && "${looks}" == false ]]; then
         run_pipeline "${pipeline_options[@]}" --show_options true >/dev/null # wrong options are refused before any work
         enter_python
         simulate_corpus
@@ -101,12 +111,13 @@ for mics in ${num_mics}; do
         --datadir "${datadir}/mics${mics}" \
         --dumpdir "${dumpdir}/mics${mics}" \
         --expdir "${expdir}/mics${mics}" \
+        --logdir "${logdir:+${logdir}/mics${mics}}" \
         --corpus_dir "${corpus_dir}" \
         --local_data_opts "--num_mics ${mics} --train_part ${train_part} $(pipeline_option local_data_opts "")" \
         --train_args "--separator_conf num_mics=$((4 * mics)) $(pipeline_option train_args "")"
 done
 
-if [[ "${num_mics}" == "1 2" && -f "${expdir}/mics1/.done_results" && -f "${expdir}/mics2/.done_results" ]]; then
+if [[ "${num_mics}" == "1 2" && "${looks}" == false && "$(pipeline_option submit false)" == false && -f "${expdir}/mics1/.done_results" && -f "${expdir}/mics2/.done_results" ]]; then
     if is_newer "${expdir}/RESULTS.md" "${expdir}/mics1/.done_results" "${expdir}/mics2/.done_results"; then
         log "already finished, skipped: ${expdir}/RESULTS.md"
     else

@@ -16,6 +16,7 @@ seed. Layout of the JSON file, in which every path is relative to the folder tha
     cells                  list, in the order of the grid; one per cell:
       name, distill        the distillation (mapping) or null
       student_config, student_args
+      imported             {FILE: sha256} of the files that the distillation imports; absent where there are none
       seeds                list, one per seed that the grid asks for:
         seed, state        finished, failed, interrupted or waiting
         experiment         folder of the training (config.yaml, metrics.jsonl, images/)
@@ -27,8 +28,8 @@ seed. Layout of the JSON file, in which every path is relative to the folder tha
       metrics              {METRIC: SCORE}; null when no seed is finished
       differences          {NAME OF ANOTHER CELL: {METRIC: SCORE}}, this cell minus the other; null without common seeds
       gap_closed           {METRIC: {share, low, high, gap: SCORE}}: the cell's gain over the baseline divided by the
-                           teacher's; share, low and high are null where the interval of the gap contains zero;
-                           null for the baseline
+                           teacher's (gap), both positive where they are for the better; share, low and high are null
+                           unless the whole interval of the gap is above zero; null for the baseline
       training             TRAINING, mean over seeds
       relative_cost        seconds per step relative to the baseline's; null where unknown
       complexity           complexity.json of the network, or null
@@ -61,7 +62,10 @@ from i2srf_kd.reports.results import COLUMNS, System, environment, read_system
 from i2srf_kd.reports.scores import LEVEL, RESAMPLES, SEED
 
 FORMAT = 1
-METHOD = "percentile bootstrap, utterances and seeds drawn with replacement, each independently of the other"
+METHOD = (
+    "percentile bootstrap, utterances and seeds drawn with replacement, each independently of the other, deviations of "
+    "the seeds widened for their small number (Student's t)"
+)
 
 
 @dataclass(frozen=True)
@@ -299,8 +303,9 @@ class _Collector:
         shares = {}
         for metric in self.metrics:
             student = self.cells[baseline].of(metric, seeds)
-            gain = self.cells[name].of(metric, seeds) - student
-            shares[metric] = self.statistics.share(gain, self.teacher_scores.of(metric, seeds) - student)
+            better = 1.0 if metric not in COLUMNS or COLUMNS[metric].higher_is_better else -1.0
+            gain = better * (self.cells[name].of(metric, seeds) - student)
+            shares[metric] = self.statistics.share(gain, better * (self.teacher_scores.of(metric, seeds) - student))
         return shares
 
 
@@ -333,8 +338,3 @@ def write(results: Dict[str, Any], root: Path) -> Path:
     write_text(root / f"{stem}.md", to_markdown(results))
     write_text(root / f"{stem}.json", json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return root / f"{stem}.md"
-
-
-def exit_code(results: Mapping[str, Any]) -> int:
-    """1 when a run has failed, else 0."""
-    return int(any(seed["state"] == "failed" for cell in results["cells"] for seed in cell["seeds"]))

@@ -22,6 +22,7 @@ import copy
 import itertools
 import re
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -75,7 +76,14 @@ class Cell:
 
     def definition(self) -> Dict[str, Any]:
         """What tells its training from others; not its name and seeds."""
-        return {"distill": self.distill, "student_config": self.student_config, "student_args": self.student_args}
+        own = {"distill": self.distill, "student_config": self.student_config, "student_args": self.student_args}
+        imported = self._imported()
+        return {**own, "imported": imported} if imported else own
+
+    def _imported(self) -> Dict[str, str]:
+        """Fingerprints of the files that the distillation imports: a method that is edited is another one."""
+        entries = [Path(entry) for entry in (self.distill or {}).get("import") or []]
+        return {str(path): sha256(path.read_bytes()).hexdigest() for path in entries if path.is_file()}
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,13 @@ class Grid:
             if name not in known:
                 raise UserError(f"--cells {name}: {self.path} has no such cell; it has {', '.join(known)}")
         chosen = [cell for cell in self.cells if not cells or cell.name in cells]
+        absent = [seed for seed in seeds if not any(seed in cell.seeds for cell in chosen)]
+        if absent:
+            raise UserError(f"--seeds {' '.join(map(str, absent))}: no chosen cell of {self.path} has that seed")
         if seeds:
             chosen = [
                 Cell(**{**vars(cell), "seeds": tuple(seed for seed in cell.seeds if seed in seeds)}) for cell in chosen
             ]
-        if not any(cell.seeds for cell in chosen):
-            raise UserError(f"--seeds {' '.join(map(str, seeds))}: no cell of {self.path} has any of these seeds")
         return Grid(self.path, self.title, self.options, chosen, self.baseline, self.compare_with)
 
 

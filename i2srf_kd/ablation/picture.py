@@ -46,7 +46,7 @@ def _rows(results: Mapping[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
         (f"{cell['name']} − {other}", cell["differences"][other])
         for other in [results["baseline"], *results["compare_with"]]
         for cell in results["cells"]
-        if cell["differences"].get(other)
+        if cell["differences"].get(other) and cell["name"] != results["baseline"]  # it is there the other way round
     ]
 
 
@@ -64,4 +64,5 @@ def _panel(axis: Any, metric: str, rows: List[Tuple[str, Dict[str, Any]]]) -> No
     axis.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_title(column.label, fontsize=10)
+    axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", alpha=0.3)

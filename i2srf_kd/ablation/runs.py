@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Callable, Iterator, List, Mapping, Sequence
 
 import yaml
 
@@ -22,6 +22,7 @@ from i2srf_kd.ablation.pipeline import Pipeline, call, last_lines
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import write_text
 
+EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75
 _WAIT_SECONDS = 600.0
 _STATE = "state.json"
@@ -62,21 +63,26 @@ class Run:
 
     def state(self, test_sets: Sequence[str]) -> str:
         """``finished`` (trained, and scored on all sets), ``failed``, ``interrupted`` or ``waiting`` (not begun)."""
-        code = _exit_code(self.folder)
-        if code and code != EXIT_RUN_AGAIN and code < 128:
-            return "failed"
         done = [self.folder / ".done_train", *(self.folder / f".done_{name}" for name in test_sets)]
-        if all(path.is_file() for path in done):
+        if all(path.is_file() for path in done):  # whatever came later, such as a rerun that was refused
             return "finished"
+        code = self.exit_code
+        if code and not stopped_by_signal(code):
+            return "failed"
         return "interrupted" if code or (self.folder / "options.yaml").exists() else "waiting"
 
+    @property
+    def exit_code(self) -> int:
+        """How its last call of the pipeline ended; 0 where that is not known."""
+        try:
+            return int(json.loads((self.folder / _STATE).read_text(encoding="utf-8"))["exit_code"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
-def _exit_code(folder: Path) -> int:
-    """How the last run in the folder ended; 0 where that is not known."""
-    try:
-        return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+
+def stopped_by_signal(code: int) -> bool:
+    """Whether an exit code means that the same command can go on."""
+    return code == EXIT_RUN_AGAIN or code >= 128
 
 
 def runs_of(grid: Grid, root: Path) -> List[Run]:
@@ -247,12 +253,3 @@ def _wait_for(holder: Callable[[], str], what: str, wait: float = _WAIT_SECONDS)
             print(f"{what} is in use by {name}; waiting up to {wait:.0f} s", file=sys.stderr, flush=True)
             said = True
         time.sleep(0.2)
-
-
-def count_states(runs: Sequence[Run], test_sets: Sequence[str]) -> Dict[str, int]:
-    """How many runs are in which state."""
-    counts: Dict[str, int] = {}
-    for run in runs:
-        state = run.state(test_sets)
-        counts[state] = counts.get(state, 0) + 1
-    return counts

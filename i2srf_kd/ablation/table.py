@@ -22,7 +22,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         f"Scores on the {kind} `{results['set']}`: {results['utterances']} utterances, "
         f"{results['seconds'] / 60:.1f} min. Mean over utterances and seeds [{level} % interval]: "
         f"{results['interval']['method']} ({results['interval']['resamples']} resamples); with one "
-        "seed, over utterances alone.",
+        "seed, over utterances alone. Every interval is for a single comparison.",
         "",
         "## Scores",
         "",
@@ -48,7 +48,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "## Share of the gap between teacher and student closed",
         "",
         f"(cell − {results['baseline']}) / (teacher − {results['baseline']}) in % [{level} % interval]; undefined "
-        "where the interval of the gap contains zero.",
+        "unless the teacher is better than the baseline with its whole interval.",
         "",
         *table_lines(["cell", *labels], _gap_rows(results)),
         "",

@@ -18,8 +18,19 @@ from typing import Dict, List, Optional, Sequence
 
 from i2srf_kd.ablation.grid import Grid, check_options, read_grid
 from i2srf_kd.ablation.pipeline import Pipeline, call, parse_option_words
-from i2srf_kd.ablation.runs import EXIT_RUN_AGAIN, Run, check_cells, held, runs_of, write_cells, write_plan
+from i2srf_kd.ablation.runs import (
+    EXIT_REFUSED,
+    EXIT_RUN_AGAIN,
+    Run,
+    check_cells,
+    held,
+    runs_of,
+    stopped_by_signal,
+    write_cells,
+    write_plan,
+)
 from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.jobs.local import visible_gpus
 
 _LOCK_SECONDS = 60.0
 
@@ -95,7 +106,6 @@ class Ablation:
         from i2srf_kd.ablation import collect
 
         check_cells(self.whole, self.root)
-        code = 0
         for test_set in self.test_sets:
             places = collect.Places(
                 root=self.root,
@@ -110,8 +120,7 @@ class Ablation:
             table = collect.write(results, self.root)
             print(table.read_text(encoding="utf-8"))
             print(f"table: {table} (also .json, .csv)")
-            code = code or collect.exit_code(results)
-        return code
+        return int(any(run.state(self.test_sets) == "failed" for run in self.runs))
 
     def _prepare(self) -> int:
         """Stages 1 to 4, and the rows of the table that are no cells."""
@@ -142,20 +151,28 @@ class Ablation:
         sys.stdout.flush()
         code = call(command, pass_fds=[lock])
         plan.unlink(missing_ok=True)
+        return self._outcome(code)
+
+    def _outcome(self, code: int) -> int:
+        """Exit code after the job array has ended with ``code``; says which runs need attention."""
         states: Dict[str, List[Run]] = {}
         for run in self.runs:
             states.setdefault(run.state(self.test_sets), []).append(run)
+        refused = [run for run in states.get("finished", []) if run.exit_code == EXIT_REFUSED]
+        for run in refused:
+            print(f"error: {run.title} was not run again, its results are kept; log: {run.log}", file=sys.stderr)
         for run in states.get("failed", []):
             print(f"error: {run.title} failed; log: {run.log}", file=sys.stderr)
-        unfinished = [run for run in self.runs if run not in states.get("finished", [])]
+        unfinished = len(states.get("interrupted", [])) + len(states.get("waiting", []))
+        if unfinished:
+            print(f"{unfinished} runs are unfinished: run the same command again to continue", file=sys.stderr)
+        if stopped_by_signal(code):
+            return code
+        if refused:
+            return EXIT_REFUSED
         if states.get("failed"):
             return 1
-        if code and not unfinished:
-            return code
-        if unfinished:
-            print(f"{len(unfinished)} runs are unfinished: run the same command again to continue", file=sys.stderr)
-            return code or EXIT_RUN_AGAIN
-        return 0
+        return code or (EXIT_RUN_AGAIN if unfinished else 0)
 
     def _shares(self) -> Dict[str, str]:
         """Threads of each run, where the user left them open and the runs share this machine."""
@@ -175,10 +192,12 @@ class Ablation:
         return words if jobs is None else [*words, "--max_jobs", str(jobs)]
 
     def _default_jobs(self) -> Optional[int]:
-        """Runs at a time; None lets the backend choose (by its GPUs, or all)."""
-        if self.max_jobs is not None or not self._is_local() or self.options["ngpu"] != "0":
+        """Runs at a time; None lets the cluster choose."""
+        if self.max_jobs is not None or not self._is_local():
             return self.max_jobs
-        return min(2, int(self.options["num_threads"]), len(self.runs))
+        if self.options["ngpu"] != "0":
+            return min(max(1, len(visible_gpus()) // int(self.options["ngpu"])), len(self.runs))
+        return min(2, len(os.sched_getaffinity(0)), len(self.runs))
 
     def _is_local(self) -> bool:
         return self.options["cmd_backend"] == "local"

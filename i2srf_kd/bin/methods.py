@@ -93,16 +93,20 @@ def read_batch(data_dir: str, clips: int, samples: int) -> Tensor:
     """Mixtures and clean speech ``(2, clips, samples)``: the middle of the first long enough utterances.
 
     Raises:
-        UserError: there are too few of them, or not at 16 kHz.
+        UserError: there are too few of them, not at 16 kHz, or without clean speech.
     """
     tables = [read_audio_table(Path(data_dir) / name) for name in ("wav.scp", "spk1.scp")]
     batch: List[Tensor] = []
     for utt, path in tables[0].items():
+        if len(batch) == clips:
+            break
+        if utt not in tables[1]:
+            raise UserError(f"{Path(data_dir) / 'spk1.scp'} has no {utt}, which wav.scp has")
         pair = [read_audio(file) for file in (path, tables[1][utt])]
         if any(fs != FS for _, fs in pair):
             raise UserError(f"{path} is not at {FS} Hz: give a folder that stage 2 wrote")
         start = (len(pair[0][0]) - samples) // 2
-        if start >= 0 and len(batch) < clips:
+        if start >= 0:
             batch.append(
                 torch.stack([torch.as_tensor(x, dtype=torch.float32)[start : start + samples] for x, _ in pair])
             )

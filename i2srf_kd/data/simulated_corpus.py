@@ -82,8 +82,8 @@ def simulate_corpus(
     speech = _split_speech(Path(speech_dir), options)
     noise = _split_noise(Path(noise_dir), options)
     work = _plan(speech, noise, options)
-    files = [*(utt.speech for utt in work), *noise["train"], *noise["dev"]]
-    digest = zlib.crc32(json.dumps([[file.name, file.stat().st_size] for file in files]).encode())
+    files = [(utt.name, utt.speech) for utt in work] + [(name, file) for name in SETS for file in noise[name]]
+    digest = zlib.crc32(json.dumps([[name, file.name, file.stat().st_size] for name, file in files]).encode())
     contents = json.dumps({"version": VERSION, **asdict(options), "sources": digest}) + "\n"
     return write_once(folder, contents, lambda target: _write_sets(target, work, options, nj), resume=True)
 
@@ -154,6 +154,11 @@ def _split_speech(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
         first[path.stem] = path
     split = _given_split(folder)
     if split:
+        if options.dev_speakers:
+            raise UserError(f"--dev_speakers: {folder} has folders train and dev, which say who tests; leave it out")
+        both = {speaker_of(path.stem) for path in split["train"]} & {speaker_of(path.stem) for path in split["dev"]}
+        if both:
+            raise UserError(f"{folder}: speakers {' '.join(sorted(both))} are in train and in dev; move their files")
         return split
     speakers = sorted({speaker_of(path.stem) for path in files})
     unknown = sorted(set(options.dev_speakers) - set(speakers))

@@ -79,9 +79,7 @@ class RecursiveFusion(nn.Module):
         list of ``(B, C_k, T, F_k)`` to ``(B, C, T, F_last)``.
     """
 
-    def __init__(
-        self, in_channels: Sequence[int], middle_channels: int, out_channels: int, accept_state: bool = False
-    ):
+    def __init__(self, in_channels: Sequence[int], middle_channels: int, out_channels: int, accept_state: bool = False):
         super().__init__()
         if not in_channels:
             raise ValueError("a fusion needs at least one layer")

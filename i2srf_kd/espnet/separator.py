@@ -1,7 +1,7 @@
 """DPDCRN as an ESPnet separator.
 
-    separator: dpdcrn
-    separator_conf: {preset: dpdcrn_student}
+separator: dpdcrn
+separator_conf: {preset: dpdcrn_student}
 """
 
 from collections import OrderedDict

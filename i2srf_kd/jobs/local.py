@@ -44,7 +44,8 @@ def run(array: JobArray) -> List[JobResult]:
     return _LocalRun(array).run()
 
 
-def _visible_gpus() -> List[str]:
+def visible_gpus() -> List[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [device.strip() for device in chosen.split(",") if device.strip()]
@@ -169,7 +170,7 @@ class _LocalRun:
         self.last_signal = 0
         self.shown = 0
         need = array.resources.gpu
-        self.gpus = _visible_gpus() if need else []
+        self.gpus = visible_gpus() if need else []
         if len(self.gpus) < need:
             raise UserError(f"--gpu {need}: only {len(self.gpus)} GPU(s) visible on {socket.gethostname()}")
         self.slots = array.max_jobs or max(1, _available_cpus() // array.resources.num_threads)

@@ -254,7 +254,7 @@ class _SlurmRun:
         self.open: List[Optional[int]] = array.elements()
         self.started: Dict[Optional[int], float] = {}
         self.gone: Dict[Optional[int], float] = {}
-        self.told: Dict[Optional[int], str] = {}
+        self.told = ""
         self.follower = _Follower(array.log_of(None)) if array.follow else None
         self.received: List[int] = []
         self.handled = 0
@@ -395,10 +395,9 @@ class _SlurmRun:
             return
         detail = f" on {entry.nodes}" if entry.state == "RUNNING" else f" ({entry.reason})"
         line = f"{self.array.name}: Slurm job {self.job} {entry.state.lower()}{detail}"
-        if self.told.get(index) != line and entry.reason != "None" or entry.state == "RUNNING":
-            if self.told.get(index) != line:
-                say(line)
-            self.told[index] = line
+        if self.told != line and (entry.state == "RUNNING" or entry.reason != "None"):
+            say(line)
+            self.told = line
 
     def _states(self) -> str:
         count: Dict[str, int] = {}

@@ -41,7 +41,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     job: Dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     array = JobArray(**{**job["array"], "resources": Resources(**job["array"]["resources"])})
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    index = int(task) if task is not None else None
+    # A job that is submitted from inside an array's element inherits the element's number.
+    index = int(task) if task is not None and array.indices is not None else None
     array = dataclasses.replace(array, indices=None if index is None else [index], max_jobs=1, follow=False)
     array = dataclasses.replace(array, detach=False, after=None)
     target = code_file(folder, index)

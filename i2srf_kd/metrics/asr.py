@@ -60,8 +60,10 @@ def challenge_scores(stoi: float, reference: str, hypothesis: str) -> Dict[str, 
         ``wer``, clipped to [0, 1], and ``challenge``; NaN where the challenge skips an utterance.
     """
     wer = min(word_error_rate(reference, hypothesis), 1.0)
-    if math.isnan(wer) or math.isnan(stoi):
+    if math.isnan(wer):
         return {"wer": wer, "challenge": math.nan}
+    if math.isnan(stoi):  # too little speech for STOI, which is no reason to skip
+        stoi = 0.0
     return {"wer": wer, "challenge": (min(max(stoi, 0.0), 1.0) + 1.0 - wer) / 2}
 
 

@@ -1,9 +1,12 @@
 """Percentile bootstrap over utterances, and over utterances and training seeds together."""
 
+import math
+import warnings
 from typing import Iterator, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 _INDICES_AT_ONCE = 2_000_000
 
@@ -131,12 +134,20 @@ class CrossedInterval(NamedTuple):
 
 
 class CrossedRatio(NamedTuple):
-    """A ratio of two means with its confidence interval, NaN where the denominator may be zero."""
+    """A ratio of two means with its confidence interval, NaN unless the denominator is clearly positive."""
 
     ratio: float
     low: float
     high: float
     denominator: CrossedInterval
+
+
+def _widening(seeds: int, level: float) -> float:
+    """Factor on the deviations of the seeds, see :class:`CrossedBootstrap`."""
+    if seeds < 2:
+        return 1.0
+    quantile = (1 + level) / 2
+    return math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(quantile, seeds - 1) / stats.norm.ppf(quantile))
 
 
 class CrossedBootstrap:
@@ -145,8 +156,11 @@ class CrossedBootstrap:
     Each resample draws seeds with replacement and, independently, utterances with replacement, and averages the scores
     of the drawn seeds on the drawn utterances (the "pigeonhole" bootstrap of crossed random effects, Owen 2007). The
     interval so covers other utterances from the same source and other seeds; with one seed, other utterances alone.
-    With few seeds it is somewhat too narrow for the second, as every bootstrap of few values (a factor of
-    sqrt((S - 1) / S) on that part).
+
+    A percentile bootstrap of few values is too narrow: with three seeds, a 95 % interval would cover about 84 %. Before
+    they are drawn, the seeds' deviations from their mean are therefore widened by sqrt(S / (S - 1)), which makes up for
+    the bias of the bootstrap's variance, times the ratio of Student's to the normal quantile, with S - 1 degrees of
+    freedom (Hesterberg 2015, who adjusts the quantiles instead; our reading for two factors). The mean stays.
 
     All quantities that are asked of one object share its draws, so that ratios are of matching resamples.
 
@@ -167,6 +181,7 @@ class CrossedBootstrap:
             raise ValueError(f"{seeds} seeds and {utterances} utterances: at least one of each is needed")
         self.shape = (seeds, utterances)
         self.level = level
+        self._widening = _widening(seeds, level)
         generator = np.random.default_rng(seed)
         # How often each seed and each utterance is drawn.
         self._seed_counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(np.float64)
@@ -181,12 +196,21 @@ class CrossedBootstrap:
 
     def _resampled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Means of all resamples, ``(S, U)`` to ``(R,)``; NaN where a resample drew no defined score."""
+        values = self._widened(values)
         defined = ~np.isnan(values)
         if defined.all():
             return self._weighted_sums(values) / values.size
         totals = self._weighted_sums(np.where(defined, values, 0.0))
         counts = self._weighted_sums(defined.astype(np.float64))
         return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+
+    def _widened(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seeds further apart, with the same mean in every utterance."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # an utterance without any score
+            centre = np.nanmean(values, axis=0, keepdims=True)
+        widened: NDArray[np.float64] = centre + self._widening * (values - centre)
+        return widened
 
     def _weighted_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         rows = max(1, _INDICES_AT_ONCE // values.shape[1])
@@ -231,7 +255,8 @@ class CrossedBootstrap:
         """Ratio of the means of two sets of paired scores, resampled together.
 
         Scores that are NaN in either are left out of both. Where the denominator's interval contains zero, the ratio
-        has no bounded interval (Fieller, 1954) and is NaN.
+        has no bounded interval (Fieller, 1954) and is NaN. Below zero it is NaN as well: a loss divided by a loss would
+        look like a gain.
 
         Args:
             numerator, denominator: ``(S, U)``.
@@ -241,7 +266,7 @@ class CrossedBootstrap:
         top, bottom = np.where(undefined, np.nan, top), np.where(undefined, np.nan, bottom)
         below = self.mean(bottom)
         nan = float("nan")
-        if not (below.low > 0 or below.high < 0):
+        if not below.low > 0:
             return CrossedRatio(nan, nan, nan, below)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = self._resampled(top) / self._resampled(bottom)

@@ -154,6 +154,9 @@ def summary(study: Study) -> str:
     sure = ""
     if score["low"] <= 0 <= score["high"]:
         sure = " The interval contains zero: this is no evidence of a difference."
+    if len(found) > 1:
+        sure += " Chosen as the largest on this set, so it is biased upwards;"
+        sure += " the interval does not account for the choice."
     which = f"the largest of {len(found)}, " if len(found) > 1 else ""
     return (
         f"{system.name} against {study.baseline}, {which}WB-PESQ {score['mean']:+.3f} "

@@ -27,6 +27,7 @@ class Column(NamedTuple):
     label: str
     decimals: int
     scale: float = 1.0
+    higher_is_better: bool = True
 
 
 COLUMNS: Dict[str, Column] = {
@@ -38,7 +39,7 @@ COLUMNS: Dict[str, Column] = {
     "stoi": Column("STOI [%]", 2, 100.0),
     "estoi": Column("ESTOI [%]", 2, 100.0),
     "si_sdr": Column("SI-SDR [dB]", 2),
-    "wer": Column("WER [%]", 2, 100.0),
+    "wer": Column("WER [%]", 2, 100.0, higher_is_better=False),
     "challenge": Column("challenge score", 3),
     "dnsmos_sig": Column("DNSMOS SIG", 3),
     "dnsmos_bak": Column("DNSMOS BAK", 3),
@@ -303,7 +304,8 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     ]
     if results["differences"]:
         rows = [
-            [difference["name"]] + [cell_text(metric, difference["metrics"].get(metric), signed=True) for metric in metrics]
+            [difference["name"]]
+            + [cell_text(metric, difference["metrics"].get(metric), signed=True) for metric in metrics]
             for difference in results["differences"]
         ]
         lines += [

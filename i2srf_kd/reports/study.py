@@ -399,14 +399,24 @@ def _score(systems: Sequence[System], baseline: Optional[str]) -> None:
     for system in systems:
         system.metrics = _intervals(system.scored, [])
         if base is not None and base.scored and system.distilled:
-            if system.scored:
-                system.differences[base.name] = _intervals(system.scored, base.scored)
+            runs, minus = _common_seeds(system.scored, base.scored)
+            if runs:
+                system.differences[base.name] = _intervals(runs, minus)
+
+
+def _common_seeds(runs: Sequence[Run], others: Sequence[Run]) -> Tuple[List[Run], List[Run]]:
+    """The runs on either side whose seed the other side has as well, in the same order."""
+    by_seed = {run.seed: run for run in others}
+    common = [run for run in runs if run.seed in by_seed]
+    return common, [by_seed[run.seed] for run in common]
 
 
 def _intervals(runs: Sequence[Run], minus: Sequence[Run]) -> Dict[str, Score]:
     """Interval by metric, over the utterances that all runs have; of differences where there is something to subtract.
 
-    Seeds are paired in order where there are as many on either side, else with the mean of the other side.
+    Args:
+        runs: the seeds of a system.
+        minus: as many runs of another with the same seeds in the same order, or none.
     """
     if not runs:
         return {}
@@ -420,8 +430,7 @@ def _intervals(runs: Sequence[Run], minus: Sequence[Run]) -> Dict[str, Score]:
     for metric in metrics:
         values = _matrix(runs, utterances, metric)
         if minus:
-            other = _matrix(minus, utterances, metric)
-            values = values - (other if len(minus) == len(runs) else other.mean(0, keepdims=True))
+            values = values - _matrix(minus, utterances, metric)
         score = bootstrap.mean(values)._asdict()
         result[metric] = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in score.items()}
     return result

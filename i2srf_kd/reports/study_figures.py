@@ -122,7 +122,8 @@ def weighted_terms(run: Run) -> Dict[str, Curve]:
     task = task_loss_name(run)
     terms: Dict[str, Curve] = {"task": curve(run, "valid", task)}
     for name in names:
-        own = 1.0
+        # A single method has no number in the names of its terms.
+        own = float(methods[0].get("weight", 1.0)) if len(methods) == 1 else 1.0
         for i, method in enumerate(methods):
             if name.startswith(f"kd_{method['name']}{i}_"):
                 own = float(method.get("weight", 1.0))

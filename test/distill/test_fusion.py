@@ -5,20 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import distillation as reference
 
 from i2srf_kd.distill.fusion import RecursiveFusion, nearest_columns
-
-
-def naive(fusion: RecursiveFusion, features, state=None) -> torch.Tensor:
-    gates = list(fusion.gates)
-    for feature, reduce in zip(features, fusion.reduce, strict=True):
-        x = reduce.act(reduce.norm(reduce.conv(feature)))
-        if state is not None:
-            state = F.interpolate(state, size=x.shape[2:], mode="nearest")
-            z = torch.sigmoid(gates.pop(0).conv(torch.cat([x, state], 1)))
-            x = z[:, :1] * x + z[:, 1:] * state
-        state = x
-    return fusion.final(state)
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,7 +23,7 @@ def test_equals_the_naive_form(widths, carried, seed) -> None:
     features = [3 + torch.randn(2, c, 5, w, dtype=torch.float64) for c, w in zip(channels, widths, strict=True)]
     features = [f.requires_grad_() for f in features]
     state = None if carried is None else torch.randn(2, 4, 5, carried, dtype=torch.float64)
-    ours, plain = fusion(features, state).output, naive(fusion, features, state)
+    ours, plain = fusion(features, state).output, reference.fusion(fusion, features, state)
     torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-11)
     cotangent = torch.randn_like(plain)
     parameters = [*features, *fusion.parameters()]

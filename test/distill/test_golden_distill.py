@@ -7,6 +7,7 @@ from typing import Dict, List
 import pytest
 import torch
 from golden import GOLDEN_DIR, golden_files, load, relative_error
+from reference import distillation as reference
 
 from i2srf_kd.distill import Side, build_method
 from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions
@@ -21,9 +22,7 @@ Golden = Dict[str, torch.Tensor]
 def each(part: str):
     files = golden_files(part)
     missing = pytest.mark.skip(reason=f"no golden {part} files in {GOLDEN_DIR}: set I2SRF_GOLDEN_DIR")
-    return pytest.mark.parametrize(
-        "path", files or [pytest.param(Path(part), marks=missing)], ids=lambda p: p.stem
-    )
+    return pytest.mark.parametrize("path", files or [pytest.param(Path(part), marks=missing)], ids=lambda p: p.stem)
 
 
 def numbered(golden: Golden, prefix: str) -> List[torch.Tensor]:
@@ -175,6 +174,10 @@ def test_total_loss(path: Path) -> None:
     gradients = load_golden(method, golden, "", total_parameter)
     terms = method(Side(sides["student"]), Side(sides["teacher"]))
     total = sum(terms.values())
+    naive = reference.total_loss(method, sides["student"], sides["teacher"])
+    check({"expected__total_loss": sum(naive.values())}, golden)
+    for name, term in terms.items():
+        torch.testing.assert_close(naive[name], term, rtol=1e-10, atol=0)
     actual = {
         "expected__total_loss": total,
         "expected__inter_loss": terms["inter"],

@@ -288,6 +288,38 @@ def test_a_failing_cell_does_not_stop_the_others_and_is_named(prepared):
     assert prepared.trained() == ["half/seed0"]
 
 
+def test_finished_runs_are_kept_where_a_rerun_is_refused(finished):
+    before = finished.table()
+    output = finished.run("--student_args", "--max_epoch 2", code=2)
+    assert "error: half, seed 1 was not run again, its results are kept; log: " in output
+    assert finished.trained() == [] and finished.table() == before
+    assert finished.run("--action", "list").count("finished ") == 4
+    finished.run("--action", "collect")
+    assert finished.table() == before
+
+
+@pytest.mark.parametrize("code, expected", [(143, 143), (75, 75), (1, 1)])
+def test_a_signal_counts_more_than_a_failure(prepared, monkeypatch, capsys, code, expected):
+    monkeypatch.chdir(prepared.folder)
+    for name, value in prepared.environment().items():
+        monkeypatch.setenv(name, value)
+    ablation = ablate.Ablation(*ablate.get_parser().parse_known_args(prepared.words()))
+    failed = prepared.results / "half/seed0/state.json"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"exit_code": 3}')
+    assert ablation._outcome(code) == expected
+    printed = capsys.readouterr().err
+    assert "half, seed 0 failed" in printed and "3 runs are unfinished: run the same command again" in printed
+
+
+def test_failures_of_cells_that_were_not_chosen_do_not_count(finished):
+    (finished.results / "half/seed0/.done_test").unlink()
+    (finished.results / "half/seed0/state.json").write_text('{"exit_code": 3}')
+    finished.run("--cells", "plain")
+    finished.run("--cells", "plain", "--action", "collect")
+    finished.run("--action", "collect", code=1)
+
+
 def test_kill_9_of_everything_changes_no_number(prepared, _finished_once):
     process = prepared.start(STUB_SLOW="half/seed0")
     prepared.wait_for("training", Path(f"{prepared.record}.ready").exists, process)
@@ -331,6 +363,24 @@ def test_selected_cells_and_seeds(prepared):
     prepared.run("--cells", "half", "--seeds", "1")
     assert prepared.trained() == ["half/seed1"]
     assert "## Differences from plain" not in (prepared.results / "results_test.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "ngpu, options, jobs, threads", [("1", [], 3, 4), ("2", [], 1, 12), ("1", ["--max_jobs", "2"], 2, 6)]
+)
+def test_runs_share_the_gpus_and_the_threads(finished, monkeypatch, ngpu, options, jobs, threads):
+    monkeypatch.chdir(finished.folder)
+    for name, value in finished.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ablate, "visible_gpus", lambda: ["0", "1", "2"])
+    args, words = ablate.get_parser().parse_known_args(finished.words(*options))
+    ablation = ablate.Ablation(args, words)
+    ablation.options.update(ngpu=ngpu, num_threads="12")
+    shares = ablation._shares()
+    assert shares["num_threads"] == str(threads)
+    assert ablation._resources(shares) == [
+        "--gpu", ngpu, "--num_threads", str(threads), "--max_jobs", str(jobs)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

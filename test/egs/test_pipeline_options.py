@@ -247,6 +247,20 @@ def test_changed_config_contents_are_noticed(finished):
     assert "distill_config_contents" in finished.run("--mini", "true", code=2).stderr
 
 
+@pytest.mark.parametrize("entry", ["import: own.py", "import: ['own.py', json]", "import:\n- json\n- own.py  # mine"])
+def test_an_edited_imported_file_is_noticed(finished, entry):
+    (finished.folder / "conf/mini/own.py").write_text("# first\n")
+    (finished.folder / "conf/mini/own.yaml").write_text(f"method: own\n{entry}\n")
+    words = ["--mini", "true", "--stage", "5", "--stop_stage", "5", "--distill_config", "conf/mini/own.yaml"]
+    words += ["--student_tag", "own"]
+    finished.run(*words)
+    assert "train" in [name for name, _, _ in finished.calls()]
+    finished.run(*words)
+    (finished.folder / "conf/mini/own.py").write_text("# second\n")
+    assert "distill_import_contents" in finished.run(*words, code=2).stderr
+    assert finished.calls() == []
+
+
 def test_another_tag_trains_beside_the_finished_one(finished):
     finished.run("--mini", "true", "--seed", "7", "--student_tag", "kd7", "--baseline_tag", "s7", "--teacher_exp",
                  "mini/exp/teacher")  # fmt: skip

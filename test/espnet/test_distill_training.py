@@ -46,9 +46,7 @@ def distilled(data: Path, teacher: Path, tmp_path: Path) -> Any:
         config = {"method": "i2srf_tfckd", "method_conf": {"middle_channels": 4, "calibration": calibration}}
         path = tmp_path / "distill.yaml"
         path.write_text(yaml.safe_dump(config))
-        return options(
-            data, tmp_path / name, 8, "--distill_config", str(path), "--teacher_exp", str(teacher), *more
-        )
+        return options(data, tmp_path / name, 8, "--distill_config", str(path), "--teacher_exp", str(teacher), *more)
 
     return arguments
 

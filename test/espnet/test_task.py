@@ -139,9 +139,7 @@ def test_signals_are_passed_on_to_the_process_of_each_gpu() -> None:
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(
-    monkeypatch: pytest.MonkeyPatch, options: Any
-) -> None:
+def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     def ended(*_: Any, **__: Any) -> None:
         raise torch.multiprocessing.ProcessExitedException("gone", error_index=0, error_pid=1, exit_code=75)
 

@@ -141,9 +141,7 @@ def in_child(arguments: Sequence[str], prepare: Any = None, timeout: float = 120
     return int(process.exitcode or 0)
 
 
-def start_child(
-    arguments: Sequence[str], prepare: Any = None, environment: Any = None, task: Any = ToyTask
-) -> Any:
+def start_child(arguments: Sequence[str], prepare: Any = None, environment: Any = None, task: Any = ToyTask) -> Any:
     """Start a training in a forked process; ``prepare()`` is called in it first."""
 
     def run() -> None:

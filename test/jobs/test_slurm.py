@@ -353,11 +353,12 @@ def toy_training(folder: Path, cluster_folder: Path, *more: str) -> List[str]:
         assert toy.join([toy.start_child(options(data, teacher, 12), task=DistillEnhancementTask)]) == [0]
     method = {"middle_channels": 4, "calibration": {"gather": True}}
     (folder / "distill.yaml").write_text(yaml.safe_dump({"method": "i2srf_tfckd", "method_conf": method}))
-    distilled = ["--max_epoch", "20", "--distill_config", str(folder / "distill.yaml"), "--teacher_exp", str(teacher)]
+    distilled = ["--max_epoch", "6", "--distill_config", str(folder / "distill.yaml"), "--teacher_exp", str(teacher)]
     return options(data, folder / "exp", 8, *distilled, *more)
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1500)
 def test_cluster_two_tasks_train_as_two_local_ranks(
     slurm_run: Callable[..., Run], cluster: slurm_cluster.SlurmCluster, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -414,7 +415,7 @@ class TinyRecipe:
         self.root = root
         self.environment = {**os.environ, **cluster.environment, "I2SRF_SLURM_CONFIG": str(root / "slurm.yaml")}
         (root / "slurm.yaml").write_text("default: {poll_seconds: 0.5}\n")
-        mini_corpus.main([str(root / "corpus"), "--train_utts", "6", "--valid_utts", "3", "--test_utts", "2"])
+        mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
         conf = REPOSITORY / "egs/voicebank/conf/mini"
         for name, channels in (("teacher", 12), ("student", 8)):
             options = yaml.safe_load((conf / f"train_{name}.yaml").read_text())

@@ -152,9 +152,7 @@ def test_real_pairs_agree_with_a_loop_over_frames(audio_dir):
     for path in sorted((audio_dir / "test" / "clean").glob("*.wav"))[12:14]:
         clean, fs = soundfile.read(path)
         noisy, _ = soundfile.read(audio_dir / "test" / "noisy" / path.name)
-        np.testing.assert_allclose(
-            frame_wss(clean, noisy, fs), _naive_wss(32768 * clean, 32768 * noisy, fs), rtol=1e-9
-        )
+        np.testing.assert_allclose(frame_wss(clean, noisy, fs), _naive_wss(32768 * clean, 32768 * noisy, fs), rtol=1e-9)
         np.testing.assert_allclose(frame_llr(clean, noisy, fs), _naive_llr(clean, noisy, fs), rtol=1e-5, atol=1e-7)
 
 

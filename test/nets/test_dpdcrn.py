@@ -106,13 +106,11 @@ def test_options_override_the_preset() -> None:
 @given(samples=st.integers(300, 4000), channels=st.integers(1, 3))
 def test_stft_inverts(samples: int, channels: int) -> None:
     stft = STFT(512, 256)
-    waveform = torch.randn(2, samples, channels)
+    waveform = torch.randn(2, samples, channels, dtype=torch.float64)  # the last samples lie under a window near 0
     planes = stft(waveform)
     assert planes.shape == (2, 2 * channels, samples // 256 + 1, 257)
     for c in range(channels):
-        torch.testing.assert_close(
-            stft.inverse(planes[:, 2 * c : 2 * c + 2], samples), waveform[..., c], rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(stft.inverse(planes[:, 2 * c : 2 * c + 2], samples), waveform[..., c])
 
 
 def test_core_imports_quickly_and_without_espnet() -> None:

@@ -7,6 +7,7 @@ from typing import Dict
 import pytest
 import torch
 from golden import GOLDEN_DIR, golden_files, load, relative_error
+from reference import network as reference
 
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.dpdcrn import mask_magnitude, mask_phase
@@ -76,3 +77,13 @@ def test_network_matches_golden(path: Path, dtype: torch.dtype, tolerance: float
     # The phase of a near-zero mask is ill-conditioned in float32; everything else keeps the tolerance.
     bad = {k: e for k, e in errors.items() if e > (tolerance if k != "expected__mask_phase" else 1e-3)}
     assert not bad, bad
+
+
+@pytest.mark.skipif(not FILES, reason=f"no golden network files in {GOLDEN_DIR}: set I2SRF_GOLDEN_DIR")
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem.endswith("_in2")], ids=lambda p: p.stem)
+def test_plain_reference_matches_golden(path: Path) -> None:
+    """What speed is compared with computes the same."""
+    golden = load(path)
+    network = build(golden, path).double()
+    found = reference.forward(network, golden["input__spectrogram"].double())
+    assert relative_error(found.detach(), golden["expected__output_spectrum"].double()) < 2e-7

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Dict, Sequence
 
 import numpy as np
 import pytest
@@ -79,6 +80,28 @@ def test_folders_of_seeds_are_one_system(tmp_path: Path) -> None:
     assert [(system.name, len(system.runs)) for system in study.systems] == [("student", 2), ("kd", 2)]
     difference = study.systems[1].differences["student"]["pesq_wb"]
     assert difference["mean"] == pytest.approx(0.15) and difference["n_seeds"] == 2
+
+
+def write_seeds(folder: Path, seeds: Dict[str, Sequence[int]]) -> None:
+    """Two systems, better by 0.1 times the seed; the distilled one by 0.05 more."""
+    for name, numbers in seeds.items():
+        for seed in numbers:
+            distill = synthetic.DISTILL if name == "kd" else None
+            run = synthetic.write_training(folder / f"{name}_seed{seed}", 2.0, seed, distill)
+            synthetic.write_scores(run / "scored_test", 2.0 + 0.1 * seed + (0.05 if distill else 0.0), seed)
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 2, 3)])
+def test_seeds_are_paired_by_their_number(tmp_path: Path, seeds: Sequence[int]) -> None:
+    write_seeds(tmp_path, {"student": (0, 1), "kd": seeds})
+    difference = read_study([tmp_path]).systems[1].differences["student"]["pesq_wb"]
+    assert difference["mean"] == pytest.approx(0.05) and difference["n_seeds"] == 1
+
+
+def test_no_difference_without_common_seeds(tmp_path: Path) -> None:
+    write_seeds(tmp_path, {"student": (0,), "kd": (1, 2)})
+    system = read_study([tmp_path]).systems[1]
+    assert system.differences == {} and system.metrics["pesq_wb"]["n_seeds"] == 2
 
 
 def test_what_cannot_be_read_is_named(experiments: Path, tmp_path: Path) -> None:

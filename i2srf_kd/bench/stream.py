@@ -1,10 +1,8 @@
-"""Measure how fast causal networks run on a stream, on one core.
+"""Part ``stream``: causal networks on a stream, on one core.
 
-    python -m i2srf_kd.bin.stream_speed [--preset dpdcrn_tiny_causal ...] [--block_samples 256 4096]
-
-Prints real-time factors: time over duration of the audio, STFT and everything else included. Each is the best of
-several short runs, because other processes can only add to it; CPU time is less disturbed by them than elapsed time.
-The weights are random, which does not change the speed.
+Real-time factors are time over duration of the audio, STFT and everything else included. Each is the best of several
+short runs, because other processes can only add to it; CPU time is less disturbed by them than elapsed time. The
+weights are random, which does not change the speed.
 """
 
 import argparse
@@ -12,14 +10,15 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
 
 from i2srf_kd.audio.spectral_stream import SpectralStream
+from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.enhancer import WaveformDPDCRN
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.errors import UserError
 from i2srf_kd.export.onnx import export_stream_onnx, missing_packages
 from i2srf_kd.nets import PRESETS, build_dpdcrn
 from i2srf_kd.streaming_enhancer import StreamingEnhancer
@@ -67,33 +66,36 @@ def open_streams(preset: str) -> Iterator[Dict[str, SpectralStream]]:
         yield {**streams, "onnxruntime": OnnxStreamingEnhancer(path, num_threads=1)}
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this part."""
     parser.add_argument("--preset", action="append", choices=CAUSAL_PRESETS, help="default: all causal ones")
     parser.add_argument("--block_samples", type=int, nargs="+", default=[256, 4096], help="default: 256 4096")
     parser.add_argument("--seconds", type=float, default=0.25, help="audio of one run (default: 0.25)")
-    parser.add_argument("--runs", type=int, default=40, help="default: 40")
-    return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line ``argv``."""
-    args = get_parser().parse_args(argv)
-    if min(args.block_samples) < 1 or args.runs < 1 or not args.seconds >= 0.1:
-        raise UserError("--block_samples and --runs must be at least 1, --seconds at least 0.1")
-    torch.set_num_threads(1)
-    print("| network | runtime | samples in a block | real-time factor, CPU time | elapsed |\n|---|---|---|---|---|")
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
+    """Measure this part."""
+    if min(args.block_samples) < 1:
+        raise UserError("--block_samples must be at least 1")
+    if args.threads != 1:
+        raise UserError("the part stream measures one core: leave --threads out")
+    rows: List[Dict[str, Any]] = []
     for preset in args.preset or CAUSAL_PRESETS:
         with open_streams(preset) as streams:
             for runtime, stream in streams.items():
                 for block in args.block_samples:
-                    speed = measure(stream, block, args.seconds, args.runs)
-                    print(f"| `{preset}` | {runtime} | {block} | {speed.cpu:.3f} | {speed.elapsed:.3f} |", flush=True)
-    return 0
+                    speed = measure(stream, block, args.seconds, args.repeats)
+                    rows.append({"preset": preset, "runtime": runtime, "block": block, **speed._asdict()})
+    columns = (
+        Column("preset", "network", "`{}`"),
+        Column("runtime", "runtime"),
+        Column("block", "samples in a block"),
+        Column("cpu", "real-time factor, CPU time", "{:.3f}"),
+        Column("elapsed", "elapsed", "{:.3f}"),
+    )
+    return Report("stream", columns, rows, {"runs": f"{args.repeats} of {args.seconds:g} s"})
 
 
-if __name__ == "__main__":
-    run_command(main)
+def candidates(args: argparse.Namespace) -> Dict[str, Any]:
+    """Nothing here has its memory measured."""
+    return {}

@@ -1,0 +1,122 @@
+"""Part ``loader``: how much audio the chunk iterator of the training reads in a second, mixture and reference.
+
+The plain reference reads whole files and cuts the chunk out. Files lie in the system's cache: decoding and copying
+are measured, not the disk.
+"""
+
+import argparse
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import soundfile
+
+from i2srf_kd.bench.measure import Turns, median_seconds, ratio
+from i2srf_kd.bench.reference import MISSING, load_reference
+from i2srf_kd.bench.report import Column, Report
+from i2srf_kd.data.chunks import training_batches
+from i2srf_kd.data.noises import pink
+
+FS = 16000
+FORMATS = ("wav", "flac")
+WORKERS = (0, 1, 2)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this part."""
+    parser.add_argument("--utterances", type=int, default=48, help="files of each signal (default: 48)")
+    parser.add_argument("--utterance_seconds", type=float, default=10.0, help="their length (default: 10)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a chunk (default: 2)")
+    parser.add_argument("--batch", type=int, default=8, help="chunks in a batch (default: 8)")
+
+
+def write_corpus(folder: Path, args: argparse.Namespace, suffix: str) -> None:
+    """Write parallel files of pink noise in bursts, 16 bit, and ``wav.scp`` and ``spk1.scp``."""
+    folder.mkdir(parents=True)
+    samples = round(args.utterance_seconds * FS)
+    random = np.random.default_rng(0)
+    bursts = np.abs(np.sin(np.arange(samples) * (2 * np.pi * 1.5 / FS)))
+    for table in ("wav", "spk1"):
+        lines = []
+        for i in range(args.utterances):
+            path = folder / f"{table}_{i}.{suffix}"
+            noise = pink(samples, FS, random)
+            soundfile.write(path, 0.3 * bursts * noise / np.abs(noise).max(), FS, subtype="PCM_16")
+            lines.append(f"utt{i:03} {path}\n")
+        (folder / f"{table}.scp").write_text("".join(lines), encoding="utf-8")
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
+    """Measure this part."""
+    from i2srf_kd.espnet.iterator import ChunkDataset, FixedChunkIterFactory
+
+    reference, chunk = load_reference("loader"), round(args.seconds * FS)
+    lengths = {f"utt{i:03}": round(args.utterance_seconds * FS) for i in range(args.utterances)}
+    batches = partial(training_batches, lengths, chunk, chunk // 2, args.batch, 0)
+    readers: Dict[str, Any] = {}
+    facts: Dict[str, Dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for suffix in FORMATS:
+            folder = Path(temporary) / suffix
+            write_corpus(folder, args, suffix)
+            sources = [(str(folder / f"{table}.scp"), table, "sound") for table in ("wav", "spk1")]
+            dataset = ChunkDataset(sources, lengths, chunk)
+            for workers in WORKERS:
+                name = f"{suffix}, {workers} workers"
+                readers[name] = FixedChunkIterFactory(dataset, batches, num_workers=workers).build_iter
+                facts[name] = {"format": suffix, "reads": "segments", "workers": workers}
+            if reference is not None:
+                name = f"{suffix}, whole files"
+                readers[name] = partial(reference.whole_file_batches, dataset.files, batches)
+                facts[name] = {"format": suffix, "reads": "whole files", "workers": 0}
+        turns = _in_turns(readers, args.repeats)
+    audio = len(batches(1)) * args.batch * args.seconds
+    rows: List[Dict[str, Any]] = [
+        {
+            **facts[name],
+            "seconds": seconds,
+            "audio": audio / seconds,
+            "faster": ratio(turns, name, f"{facts[name]['format']}, whole files"),
+        }
+        for name, seconds in median_seconds(turns).items()
+    ]
+    columns = (
+        Column("format", "format"),
+        Column("reads", "reads"),
+        Column("workers", "workers"),
+        Column("audio", "seconds of audio per second", "{:.0f}"),
+        Column("faster", "times faster than whole files", "{:.2f}"),
+    )
+    conditions = {"utterances": f"{args.utterances} of {args.utterance_seconds:g} s", "chunk": f"{args.seconds:g} s"}
+    notes = ["Elapsed time of an epoch, without the start of the workers. A second of audio is one of mixture and one "
+             "of reference."]  # fmt: skip
+    return Report("loader", columns, rows, conditions, notes + ([] if reference else [MISSING]))
+
+
+def _in_turns(readers: Dict[str, Any], repeats: int) -> Turns:
+    """Seconds from the first batch to the last, scaled to all batches; the first turn does not count."""
+    turns: Turns = {name: [] for name in readers}
+    for epoch in range(1, repeats + 2):
+        for name, read in readers.items():
+            seconds = seconds_of_epoch(read, epoch)
+            if epoch > 1:
+                turns[name].append(seconds)
+    return turns
+
+
+def seconds_of_epoch(read: Any, epoch: int) -> float:
+    """Duration of an epoch from the first batch on, to which the start of the workers would add, for all batches."""
+    iterator = iter(read(epoch))
+    next(iterator)
+    begin, count = time.perf_counter(), 0
+    for _ in iterator:
+        count += 1
+    return (time.perf_counter() - begin) * (count + 1) / max(count, 1)
+
+
+def candidates(args: argparse.Namespace) -> Dict[str, Any]:
+    """Nothing here has its memory measured."""
+    return {}

@@ -1,0 +1,62 @@
+"""What a part of the benchmark hands back, as a table and as JSON."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+
+from i2srf_kd import __version__
+from i2srf_kd.files import PathLike, write_text
+
+
+class Column(NamedTuple):
+    """A column of the table: key in the rows, heading, and how a value is written."""
+
+    key: str
+    title: str
+    form: str = "{}"
+
+
+@dataclass
+class Report:
+    """Rows by column key; what a row lacks or has as None was not measured.
+
+    Attributes:
+        part: name of the part.
+        columns: of the table; rows may have more keys, which go into the JSON alone.
+        conditions: sizes, rates, threads.
+        notes: sentences below the table.
+    """
+
+    part: str
+    columns: Sequence[Column]
+    rows: List[Dict[str, Any]] = field(default_factory=list)
+    conditions: Dict[str, Any] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The rows as a Markdown table."""
+        lines = [" | ".join(column.title for column in self.columns), "|".join("---" for _ in self.columns)]
+        lines += [" | ".join(_cell(row.get(c.key), c.form) for c in self.columns) for row in self.rows]
+        return "\n".join(f"| {line} |" if i != 1 else f"|{line}|" for i, line in enumerate(lines))
+
+    def text(self) -> str:
+        """Conditions, table and notes."""
+        conditions = ", ".join(f"{name} {_short(value)}" for name, value in self.conditions.items())
+        return "\n\n".join([f"{self.part}: {conditions}", self.table(), *self.notes])
+
+    def write(self, path: PathLike) -> None:
+        """Write everything as JSON, with what it was measured by."""
+        versions = {"i2srf_kd": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        content = {"part": self.part, "versions": versions, "conditions": self.conditions, "rows": self.rows}
+        write_text(path, json.dumps({**content, "notes": self.notes}, indent=2) + "\n")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Optional[Any], form: str) -> str:
+    return "–" if value is None else form.format(value)

@@ -1,0 +1,123 @@
+"""Part ``step``: what a distilled training step consists of, and the audio it gets through in a second.
+
+The plain step is the naive network, the naive loss and an optimiser that goes through the parameters one by one, all
+in float32; the teacher of the plain step runs without gradient.
+"""
+
+import argparse
+from typing import Any, Dict, List, Sequence
+
+import torch
+
+from i2srf_kd.bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds
+from i2srf_kd.bench.pair import Pair, add_pair_options
+from i2srf_kd.bench.reference import MISSING, load_reference
+from i2srf_kd.bench.report import Column, Report
+from i2srf_kd.metrics.complexity import count_macs
+from i2srf_kd.nets import DPDCRN
+
+STUDENT, LOSS = "student forward and backward", "distillation loss"
+NAIVE_STUDENT, NAIVE_LOSS = "student forward and backward, naive", "distillation loss, naive"
+TEACHER, INFERENCE, BFLOAT = "teacher, no_grad", "teacher, inference mode", "teacher, inference mode, bfloat16"
+NAIVE_TEACHER = "teacher, naive"
+LOOP, FOREACH, FUSED = "AdamW, one by one", "AdamW, foreach", "AdamW, fused"
+STEPS = {
+    "plain step": (NAIVE_STUDENT, NAIVE_TEACHER, NAIVE_LOSS, LOOP),
+    "step": (STUDENT, TEACHER, LOSS, FOREACH),
+    "step, bfloat16 teacher, fused optimiser": (STUDENT, BFLOAT, LOSS, FUSED),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this part."""
+    add_pair_options(parser)
+    parser.set_defaults(batch=4)
+
+
+def candidates(args: argparse.Namespace) -> Dict[str, Work]:
+    """What is measured, by name."""
+    return _candidates(Pair(args))
+
+
+def _candidates(pair: Pair) -> Dict[str, Work]:
+    method = pair.published_method()
+    network, distillation = load_reference("network"), load_reference("distillation")
+
+    def optimiser(**kind: Any) -> Work:
+        parameters = [p.detach().clone() for p in pair.student.parameters()]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        return torch.optim.AdamW(parameters, **kind).step
+
+    def teacher(dtype: torch.dtype) -> None:
+        with torch.inference_mode(), torch.autocast(pair.mixture.device.type, dtype, enabled=dtype != torch.float32):
+            pair.teacher(pair.spectrum, return_features=True)
+
+    def plain_teacher() -> None:
+        with torch.no_grad():
+            pair.teacher(pair.spectrum, return_features=True)
+
+    def loss() -> None:
+        sum(method(pair.student_leaves(), pair.teacher_side).values()).backward()
+
+    def student() -> None:
+        pair.task_loss(pair.student(pair.spectrum).spectrum).backward()
+
+    found: Dict[str, Work] = {STUDENT: student, TEACHER: plain_teacher, LOSS: loss}
+    found[INFERENCE], found[BFLOAT] = lambda: teacher(torch.float32), lambda: teacher(torch.bfloat16)
+    found.update({LOOP: optimiser(foreach=False), FOREACH: optimiser(foreach=True), FUSED: optimiser(fused=True)})
+    if network is not None and distillation is not None:
+
+        def naive_teacher() -> None:
+            with torch.no_grad():
+                network.forward(pair.teacher, pair.spectrum)
+
+        def naive_loss() -> None:
+            features = pair.student_leaves().features
+            sum(distillation.total_loss(method, features, pair.teacher_side.features).values()).backward()
+
+        found[NAIVE_STUDENT] = lambda: pair.task_loss(network.forward(pair.student, pair.spectrum)).backward()
+        found[NAIVE_TEACHER], found[NAIVE_LOSS] = naive_teacher, naive_loss
+    return found
+
+
+def _network_floor(network: DPDCRN, pair: Pair, passes: int) -> Floor:
+    """A backward pass costs two forward passes; weights and spectra have to be moved at least."""
+    flops = 2 * sum(count_macs(network, pair.spectrum).values()) * passes
+    moved = sum(p.nbytes for p in network.parameters()) + 2 * pair.spectrum.nbytes
+    return Floor(flops, passes * moved)
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
+    """Measure this part."""
+    clock, pair = Clock(args.device, args.threads), Pair(args)
+    work = _candidates(pair)
+    rates = measure_rates(clock)
+    turns = in_turns(work, clock, args.repeats)
+    seconds = median_seconds(turns)
+    student, teacher = _network_floor(pair.student, pair, 3), _network_floor(pair.teacher, pair, 1)
+    limits = {STUDENT: student, NAIVE_STUDENT: student}
+    limits.update({name: teacher for name in (NAIVE_TEACHER, TEACHER, INFERENCE)})
+    audio = args.batch * args.seconds
+    steps = {name: sum(seconds[part] for part in parts) for name, parts in STEPS.items() if set(parts) <= set(seconds)}
+    rows: List[Dict[str, Any]] = []
+    for name, value in seconds.items():
+        row: Dict[str, Any] = {"name": name, "seconds": value, "share": value / steps["step"]}
+        if name in limits:
+            row["times_floor"] = value / limits[name].seconds(rates)
+        rows.append(row)
+    for name, value in steps.items():
+        row = {"name": f"**{name}**", "seconds": value, "share": value / steps["step"], "audio": audio / value}
+        row["faster"] = steps["plain step"] / value if "plain step" in steps else None
+        rows.append(row)
+    columns = (
+        Column("name", "part"),
+        Column("seconds", f"{clock.name} [s]", "{:.3f}"),
+        Column("share", "relative to the step", "{:.3f}"),
+        Column("times_floor", "time over floor", "{:.2f}"),
+        Column("audio", "seconds of audio per second", "{:.2f}"),
+        Column("faster", "times faster than plain", "{:.2f}"),
+    )
+    conditions = {"clips": args.batch, "frames": pair.frames, "GFLOP/s": rates.flops_per_second / 1e9}
+    notes = [f"A step is the sum of: {', '.join(STEPS['step'])}."] + ([] if "plain step" in steps else [MISSING])
+    return Report("step", columns, rows, conditions, notes)
