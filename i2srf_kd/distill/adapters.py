@@ -206,6 +206,36 @@ class CrossLayerFusion(nn.Module):
         return fused[::-1]
 
 
+class FusedMethod(PairedMethod):
+    """Base of methods that fuse the student's layers of a set (:class:`CrossLayerFusion`) before comparing them.
+
+    Args:
+        sets: layer sets to distil.
+        middle_channels: width of the fusion.
+    """
+
+    def __init__(
+        self,
+        student: Layout,
+        teacher: Layout,
+        sets: Sequence[str] = DEFAULT_SETS,
+        middle_channels: int = 64,
+    ):
+        super().__init__(student, teacher, sets)
+        check_count("middle_channels", middle_channels)
+        self.fusion = nn.ModuleDict()
+        for name, pairs in self.shape_pairs(student, teacher).items():
+            widths = [self.fused_channels(theirs, middle_channels) for _, theirs in pairs]
+            self.fusion[name] = CrossLayerFusion(student[name], middle_channels, widths)
+
+    def fused_channels(self, theirs: LayerShape, middle_channels: int) -> int:
+        """Channels of a fused layer that meets the teacher's layer ``theirs``; here the width of the fusion."""
+        return middle_channels
+
+    def fuse(self, name: str, layers: List[Tensor]) -> List[Tensor]:
+        return self.fusion[name](layers)
+
+
 class _InstanceNorm(nn.Module):
     """Instance norm with scale and offset that follows the dtype of its input and takes a single bin as well."""
 

@@ -154,7 +154,8 @@ def _load(model: str) -> Tuple[Any, Any]:
     logging.disable_progress_bar()
     try:
         processor = Wav2Vec2Processor.from_pretrained(model, local_files_only=local)
-        network, report = Wav2Vec2ForCTC.from_pretrained(model, local_files_only=local, output_loading_info=True)
+        loaded: Any = Wav2Vec2ForCTC.from_pretrained(model, local_files_only=local, output_loading_info=True)
+        network, report = loaded  # its annotation leaves out the report
     except Exception as error:  # its errors (files, network, format) share no base class
         hint = "is the folder complete?" if local else "without a connection to the hub, give a local folder"
         raise UserError(f"--asr_model {model}: cannot be loaded as a wav2vec 2.0 model ({error}); {hint}") from error

@@ -1,6 +1,5 @@
 """Preparation of L3DAS23 Task 1 from folders and archives with the published names."""
 
-import importlib.util
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,11 +18,8 @@ DEV = ["84-121123-0000", "1272-128104-0001"]
 
 
 @pytest.fixture(scope="module")
-def recipe(repository):
-    spec = importlib.util.spec_from_file_location("l3das23_data", repository / "egs/l3das23/local/data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recipe(data_script):
+    return data_script("l3das23")
 
 
 def write_part(folder, utterances):

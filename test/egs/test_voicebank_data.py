@@ -1,6 +1,5 @@
 """Preparation of VoiceBank-DEMAND from folders, archives and downloads."""
 
-import importlib.util
 import logging
 import shutil
 import subprocess
@@ -22,11 +21,8 @@ TEST = ["p232_001", "p257_002"]
 
 
 @pytest.fixture(scope="module")
-def recipe(repository):
-    spec = importlib.util.spec_from_file_location("voicebank_data", repository / "egs/voicebank/local/data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recipe(data_script):
+    return data_script("voicebank")
 
 
 @pytest.fixture

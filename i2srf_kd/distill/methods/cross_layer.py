@@ -1,48 +1,18 @@
 """Cross-layer fusion with similarity at each frame: CLSKD and UCLFWPKD."""
 
-from typing import List, Sequence
+from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from i2srf_kd.distill.adapters import (
-    DEFAULT_SETS,
-    CrossLayerFusion,
-    PairedMethod,
-    check_choice,
-    check_count,
-    unit_rows,
-)
+from i2srf_kd.distill.adapters import DEFAULT_SETS, FusedMethod, check_choice, unit_rows
 from i2srf_kd.distill.method import Layout, register_method
 from i2srf_kd.distill.products import self_gram
 from i2srf_kd.distill.similarity import batch_similarity, frame_vectors
 
 
-class _FusedMethod(PairedMethod):
-    """Base of methods that fuse the student's layers before comparing them."""
-
-    def __init__(
-        self,
-        student: Layout,
-        teacher: Layout,
-        sets: Sequence[str] = DEFAULT_SETS,
-        middle_channels: int = 64,
-    ):
-        super().__init__(student, teacher, sets)
-        check_count("middle_channels", middle_channels)
-        self.fusion = nn.ModuleDict(
-            {
-                name: CrossLayerFusion(student[name], middle_channels, [middle_channels] * len(student[name]))
-                for name in self.sets
-            }
-        )
-
-    def fuse(self, name: str, layers: List[Tensor]) -> List[Tensor]:
-        return self.fusion[name](layers)
-
-
 @register_method("clskd")
-class CrossLayerSimilarity(_FusedMethod):
+class CrossLayerSimilarity(FusedMethod):
     """CLSKD: fused student layers, compared with the teacher's by which clips look alike at each frame.
 
     Definition: the student's layers of a set enter a residual fusion, the deepest first
@@ -79,7 +49,7 @@ class CrossLayerSimilarity(_FusedMethod):
 
 
 @register_method("uclfwpkd")
-class FrameWeightedProbabilistic(_FusedMethod):
+class FrameWeightedProbabilistic(FusedMethod):
     """UCLFWPKD: fused student layers, compared as probabilities over the clips, frames weighted by the teacher.
 
     Definition: the student's layers of a set enter a residual fusion as in ``clskd``. At each frame,

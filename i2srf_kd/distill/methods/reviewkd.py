@@ -1,17 +1,9 @@
 """ReviewKD: fused student layers against the teacher's features (arXiv 2104.09044)."""
 
-from typing import List, Sequence
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from i2srf_kd.distill.adapters import (
-    DEFAULT_SETS,
-    CrossLayerFusion,
-    PairedMethod,
-    check_count,
-    match_width,
-)
-from i2srf_kd.distill.method import Layout, register_method
+from i2srf_kd.distill.adapters import FusedMethod, match_width
+from i2srf_kd.distill.method import LayerShape, register_method
 
 _GRIDS = (4, 2, 1)  # sides of the coarser grids
 
@@ -35,7 +27,7 @@ def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @register_method("reviewkd")
-class ReviewKD(PairedMethod):
+class ReviewKD(FusedMethod):
     """ReviewKD: student layers fused from deep to shallow, compared with the teacher's at several resolutions.
 
     Definition: the layers of a set enter a residual fusion, the deepest first, each reduced to ``middle_channels`` by
@@ -61,24 +53,8 @@ class ReviewKD(PairedMethod):
 
     source = "CVPR 2021, arXiv 2104.09044"
 
-    def __init__(
-        self,
-        student: Layout,
-        teacher: Layout,
-        sets: Sequence[str] = DEFAULT_SETS,
-        middle_channels: int = 64,
-    ):
-        super().__init__(student, teacher, sets)
-        check_count("middle_channels", middle_channels)
-        self.fusion = nn.ModuleDict(
-            {
-                name: CrossLayerFusion(student[name], middle_channels, [theirs.channels for _, theirs in pairs])
-                for name, pairs in self.shape_pairs(student, teacher).items()
-            }
-        )
-
-    def fuse(self, name: str, layers: List[Tensor]) -> List[Tensor]:
-        return self.fusion[name](layers)
+    def fused_channels(self, theirs: LayerShape, middle_channels: int) -> int:
+        return theirs.channels
 
     def pair_loss(self, name: str, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
         return hierarchical_loss(match_width(student, teacher.shape[3]), teacher)
