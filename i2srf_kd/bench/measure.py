@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2srf_kd.errors import UserError
+from i2srf_kd.memory import peak_resident_bytes, resident_bytes
 
 Work = Callable[[], Any]
 # As egs/TEMPLATE/enh_kd.sh sets them: freed memory is kept, instead of being given back and faulted in again.
@@ -35,7 +36,7 @@ ALLOCATOR = {
 RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 COMMAND = (sys.executable, "-m", "i2srf_kd.bin.bench")
 MEMORY_OPTION = "--memory_of"
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def restart_with_allocator_settings(arguments: Sequence[str]) -> None:
@@ -178,16 +179,9 @@ def usage_here(work: Work, clock: Clock) -> Usage:
     if not _CLEAR.exists():
         raise UserError("peak memory is read from /proc, which this system lacks: add --no_memory")
     _CLEAR.write_text("5")  # the peak starts anew at what is held now
-    before = _resident("VmRSS")
+    before = resident_bytes()
     seconds = clock.seconds(work)
-    return Usage(_resident("VmHWM") - before, seconds)
-
-
-def _resident(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise UserError(f"{_STATUS} has no {field}: add --no_memory")
+    return Usage(peak_resident_bytes() - before, seconds)
 
 
 def usage_of(arguments: Sequence[str], name: str, keep_memory: bool = False) -> Usage:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import resource
 import shlex
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.iterator import ChunkDataset
 from i2srf_kd.files import write_text
+from i2srf_kd.memory import peak_resident_bytes
 
 METRICS = "metrics.jsonl"
 QUALITY_SCORES = ("pesq", "stoi", "si_sdr")
@@ -128,8 +128,7 @@ def peak_memory() -> int:
     """Peak bytes allocated on the GPU since the last reset, or the resident set of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    factor = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
+    return peak_resident_bytes()
 
 
 def record_environment(output_dir: Path) -> None:

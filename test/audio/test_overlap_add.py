@@ -224,14 +224,15 @@ def test_bad_files_are_named(tmp_path):
 
 
 _STREAM = """
-import resource, sys
+import sys
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks
+from i2srf_kd.memory import peak_resident_bytes
 source, target = sys.argv[1:]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident_bytes()
 with BlockWriter(target, source, 1) as writer:
     for samples in overlap_add_blocks(read_blocks(source), lambda piece: piece, 160000, 16000):
         writer.write(samples)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_resident_bytes() - before) / 1e6)
 """
 
 
