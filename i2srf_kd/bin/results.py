@@ -4,12 +4,16 @@
         --system noisy=exp/noisy/scored_test --system teacher=exp/teacher/scored_test:exp/teacher \\
         --system student=exp/student/scored_test:exp/student --compare teacher-student
 
+A SCORED_DIR with wildcards (quoted: 'student=exp/ablation/pair/undistilled/seed*/scored_test') stands for the seeds of
+one system: mean and interval are then over seeds and utterances, and differences pair the seeds in the order of names.
+
 The row of the unprocessed mixtures (a system called "noisy") always comes first. The same content goes to a JSON file
 of the same name in small letters beside it (exp/results.json). Parameters and GMAC/s come from complexity.json in the
 experiment folder, where there is one.
 """
 
 import argparse
+import glob
 import json
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
@@ -32,6 +36,21 @@ def parse_system(text: str) -> Tuple[str, str, Optional[str]]:
     for scored, experiment in existing or splits[-1:]:
         return name.strip(), scored, experiment
     return name.strip(), folders, None
+
+
+def read_system(text: str) -> results.System:
+    """Read the system that ``--system`` names, with all seeds that its wildcards match.
+
+    Raises:
+        UserError: nothing matches, or a folder cannot be read.
+    """
+    name, scored, experiment = parse_system(text)
+    if Path(scored).is_dir() or not any(letter in scored for letter in "*?["):
+        return results.read_system(name, scored, experiment)
+    folders = sorted(glob.glob(scored))
+    if not folders:
+        raise UserError(f"--system {text}: no folder matches {scored}")
+    return results.read_seeds(name, folders, experiment)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,7 +84,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     json_file = args.out.with_name(args.out.stem.lower() + ".json")
     if json_file == args.out:
         raise UserError(f"--out {args.out}: give the name of a Markdown file; the JSON file is written beside it")
-    systems = [results.read_system(*parse_system(text)) for text in args.system]
+    systems = [read_system(text) for text in args.system]
     comparisons = _comparisons([system.name for system in systems], args.baseline, args.compare)
     pictures, audio = results.find_media(args.pictures) if args.pictures else ([], [])
     content = results.build(args.title, systems, comparisons, args.note, args.command)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
+
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike
-from i2srf_kd.metrics.bootstrap import paired_difference
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap, paired_difference
 from i2srf_kd.reports.scores import LEVEL, RESAMPLES, SEED, read_csv
 
 MIXTURE = "noisy"
@@ -45,17 +48,36 @@ COLUMNS: Dict[str, Column] = {
     "dnsmos_bak": Column("DNSMOS BAK", 3),
     "dnsmos_ovrl": Column("DNSMOS OVRL", 3),
 }
+_SCORED_WITH = ("si_sdr_zero_mean", "ref_channel", "asr_model")
+_SEEDS_NOTE = [
+    "Systems of several seeds: mean over seeds and utterances, both drawn with replacement, independently of each "
+    "other, deviations of the seeds widened for their small number (Student's t)."
+]
 _PICTURES = (".png", ".svg")
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
 
 class System(NamedTuple):
-    """One scored system."""
+    """One scored system, trained with one seed or with several."""
 
     name: str
     summary: Dict[str, Any]
     scores: List[Dict[str, Any]]
+    """Of the first seed, one line per utterance."""
     complexity: Optional[Dict[str, Any]]
+    further_seeds: Tuple[List[Dict[str, Any]], ...] = ()
+    """Scores of the other seeds on the same utterances, in any order of the lines."""
+
+    @property
+    def seeds(self) -> int:
+        """Number of trainings."""
+        return 1 + len(self.further_seeds)
+
+    def values(self, metric: str, seeds: int) -> NDArray[np.float64]:
+        """``(seeds, utterances)``, utterances as in ``scores``; a system of one seed stands for each of them."""
+        tables = [{row["utt"]: row[metric] for row in table} for table in (self.scores, *self.further_seeds)]
+        values = np.array([[table[row["utt"]] for row in self.scores] for table in tables])
+        return np.repeat(values, seeds, axis=0) if len(values) == 1 else values
 
 
 def _read_json(path: Path) -> Dict[str, Any]:
@@ -89,6 +111,36 @@ def read_system(name: str, scored: PathLike, experiment: Optional[PathLike] = No
     return System(name, summary, read_csv(scored / "scores.csv"), complexity)
 
 
+def read_seeds(name: str, scored: Sequence[PathLike], experiment: Optional[PathLike] = None) -> System:
+    """Read a system that was trained with several seeds, each scored into a folder of its own.
+
+    Means and intervals are then over seeds and utterances (:class:`~i2srf_kd.metrics.bootstrap.CrossedBootstrap`).
+
+    Raises:
+        UserError: a file is absent or malformed, or the seeds were not scored alike.
+    """
+    systems = [read_system(name, folder, experiment) for folder in scored]
+    first = systems[0]
+    for folder, other in zip(scored[1:], systems[1:], strict=True):
+        if {row["utt"] for row in other.scores} != {row["utt"] for row in first.scores}:
+            raise UserError(f"system {name}: {folder} was scored on other utterances than {scored[0]}")
+        if any(other.summary.get(key) != first.summary.get(key) for key in _SCORED_WITH) or (
+            other.summary["metrics"].keys() != first.summary["metrics"].keys()
+        ):
+            raise UserError(f"system {name}: {folder} was scored otherwise than {scored[0]}: score it again")
+    if len(systems) == 1:
+        return first
+    system = first._replace(further_seeds=tuple(other.scores for other in systems[1:]))
+    metrics = {metric: _crossed(system.values(metric, len(systems))) for metric in first.summary["metrics"]}
+    return system._replace(summary={**first.summary, "metrics": metrics, "seeds": len(systems)})
+
+
+def _crossed(values: NDArray[np.float64]) -> Dict[str, Any]:
+    """Mean and interval of scores ``(seeds, utterances)``; what is undefined becomes null."""
+    bootstrap = CrossedBootstrap(*values.shape, LEVEL, RESAMPLES, SEED)
+    return {k: None if math.isnan(v) else v for k, v in bootstrap.mean(values)._asdict().items()}
+
+
 def order_systems(systems: Sequence[System]) -> List[System]:
     """Put the mixture first and check that all were scored alike on the same utterances.
 
@@ -113,7 +165,7 @@ def order_systems(systems: Sequence[System]) -> List[System]:
                 f"system {system.name} was scored on other utterances than {MIXTURE} ({len(odd)} differ, such as "
                 f"{min(odd)}): a table compares systems on one set"
             )
-        for key in ("si_sdr_zero_mean", "ref_channel", "asr_model"):
+        for key in _SCORED_WITH:
             if system.summary.get(key) != ordered[0].summary.get(key):
                 raise UserError(f"system {system.name} was scored with another {key} than {MIXTURE}: score it again")
     return ordered
@@ -134,16 +186,33 @@ def parse_comparison(text: str, names: Sequence[str]) -> Tuple[str, str]:
 
 
 def compare(first: System, second: System) -> Dict[str, Any]:
-    """Paired differences of two systems in every metric that both have."""
-    other = {row["utt"]: row for row in second.scores}
+    """Paired differences of two systems in every metric that both have.
+
+    Seeds are paired as well, in the order they were given; a system of one seed is compared with each of the other's.
+
+    Raises:
+        UserError: different numbers of seeds.
+    """
+    seeds = max(first.seeds, second.seeds)
+    if {first.seeds, second.seeds} - {1, seeds}:
+        raise UserError(
+            f"{first.name} has {first.seeds} seeds, {second.name} {second.seeds}: a paired difference needs the same"
+        )
+    order = {row["utt"]: place for place, row in enumerate(second.scores)}
+    places = [order[row["utt"]] for row in first.scores]
     metrics = {}
     for metric in _metrics([first, second]):
         if metric in first.summary["metrics"] and metric in second.summary["metrics"]:
-            a = [row[metric] for row in first.scores]
-            b = [other[row["utt"]][metric] for row in first.scores]
-            values = paired_difference(a, b, LEVEL, RESAMPLES, SEED)._asdict()
-            metrics[metric] = {key: None if math.isnan(value) else value for key, value in values.items()}
+            a, b = first.values(metric, seeds), second.values(metric, seeds)[:, places]
+            metrics[metric] = _difference(a, b)
     return {"name": f"{first.name} - {second.name}", "metrics": metrics}
+
+
+def _difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> Dict[str, Any]:
+    if len(a) > 1:
+        return _crossed(a - b)
+    values = paired_difference(a[0], b[0], LEVEL, RESAMPLES, SEED)._asdict()
+    return {key: None if math.isnan(value) else value for key, value in values.items()}
 
 
 def _metrics(systems: Sequence[System]) -> List[str]:
@@ -283,8 +352,9 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     metrics += sorted({m for system in systems for m in system["metrics"]} - set(metrics))
     labels = [COLUMNS[m].label if m in COLUMNS else m for m in metrics]
     first = systems[0]
+    seeds = max(system.get("seeds", 1) for system in systems)
     rows = [
-        [system["name"]]
+        [system["name"] if seeds == 1 else f"{system['name']} ({system.get('seeds', 1)})"]
         + [cell_text(metric, system["metrics"].get(metric)) for metric in metrics]
         + _complexity_cells(system["complexity"])
         for system in systems
@@ -296,11 +366,12 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
         "",
         f"{first['utterances']} utterances, {first['seconds'] / 60:.1f} min. Mean [95 % interval] by percentile "
         f"bootstrap over utterances ({RESAMPLES} resamples).",
+        *(_SEEDS_NOTE if seeds > 1 else []),
         "CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; for SI-SDR the mean is "
         f"{mean_removed}. GMAC/s: multiply-accumulates per second of audio.",
         *_asr_lines(first),
         "",
-        *table_lines(["system", *labels, *complexity], rows),
+        *table_lines(["system" if seeds == 1 else "system (seeds)", *labels, *complexity], rows),
     ]
     if results["differences"]:
         rows = [
@@ -312,7 +383,8 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
             "",
             "### Paired differences",
             "",
-            "Mean difference per utterance [95 % interval], utterances resampled as pairs.",
+            "Mean difference per utterance [95 % interval], utterances"
+            + (" and seeds resampled as pairs." if seeds > 1 else " resampled as pairs."),
             "",
             *table_lines(["difference", *labels], rows),
         ]

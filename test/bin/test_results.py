@@ -159,3 +159,44 @@ def test_folders_may_have_colons_and_marks_in_their_names(exp):
     text, content = _run(root, *systems, "--pictures", str(root))
     assert content["systems"][1]["complexity"]["parameters"] == 12345
     assert "](what%20%231%20%2850%25%29.png)" in text
+
+
+def test_wildcards_stand_for_the_seeds_of_a_system(exp):
+    """Mean over seeds and utterances; pairs of equal seeds; the interval is wider than that of one seed."""
+    gains = {"kd": (0.9, 0.8, 0.7), "plain": (0.55, 0.6, 0.65)}
+    for name, values in gains.items():
+        for seed, gain in enumerate(values):
+            _scored(exp / "grid" / name / f"seed{seed}" / "scored", gain)
+    systems = [f"--system={name}={exp}/grid/{name}/seed*/scored:{exp}/teacher" for name in gains]
+    comparisons = ["--compare", "kd-plain", "--compare", "teacher-plain"]
+    text, content = _run(exp, *_systems(exp), *systems, *comparisons)
+    by_name = {system["name"]: system for system in content["systems"]}
+    kd, one = by_name["kd"]["metrics"]["pesq_wb"], by_name["teacher"]["metrics"]["pesq_wb"]
+    assert by_name["kd"]["seeds"] == 3 and "seeds" not in by_name["teacher"]
+    assert kd["mean"] == pytest.approx(one["mean"] - 0.2) and kd["seed_std"] == pytest.approx(0.1)
+    assert kd["high"] - kd["low"] > one["high"] - one["low"]
+    difference, gap = (entry["metrics"]["pesq_wb"] for entry in content["differences"])
+    assert difference["mean"] == pytest.approx(0.2) and difference["n_seeds"] == 3
+    assert difference["seed_std"] == pytest.approx(np.std([0.35, 0.2, 0.05], ddof=1))
+    assert gap["mean"] == pytest.approx(0.4) and gap["seed_std"] == pytest.approx(0.05)
+    names = [row[0] for row in _rows(text)]
+    assert names[0] == "system (seeds)" and "kd (3)" in names and "teacher (1)" in names
+    assert "utterances and seeds resampled as pairs" in text
+
+
+def test_seeds_that_cannot_be_compared_are_refused(exp):
+    for seed, more in enumerate([{}, {"utterances": 25}]):
+        _scored(exp / "a" / f"seed{seed}", 0.1, **more)
+    for seed, more in enumerate([{}, {"zero_mean": True}]):
+        _scored(exp / "b" / f"seed{seed}", 0.1, **more)
+    for name, seeds in (("c", 2), ("d", 3)):
+        for seed in range(seeds):
+            _scored(exp / name / f"seed{seed}", 0.1)
+    for options, message in [
+        ([f"--system=a={exp}/a/seed*"], "a/seed1 was scored on other utterances than .*a/seed0"),
+        ([f"--system=b={exp}/b/seed*"], "b/seed1 was scored otherwise than .*b/seed0"),
+        ([f"--system=x={exp}/x/seed*"], "no folder matches .*x/seed"),
+        ([f"--system=c={exp}/c/seed*", f"--system=d={exp}/d/seed*", "--compare", "c-d"], "c has 2 seeds, d 3"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            main(["--out", str(exp / "RESULTS.md"), *_systems(exp), *options])
