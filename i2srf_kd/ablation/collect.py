@@ -5,7 +5,11 @@ Every interval is a percentile bootstrap that draws utterances and training seed
 seed. Layout of the JSON file, in which every path is relative to the folder that the file lies in:
 
     format                 1
-    title, grid, grid_file, set, is_validation, command, environment
+    title, grid, grid_file, set, is_validation
+    command                commands that led to it, one per line: those of earlier tables first
+    environment            where the scores were collected
+    trainings              list of {git_hash, espnet, torch, python, hardware, systems}: where the trainings ran; one
+                           entry for all systems (teacher, cells) that ran alike
     utterances, seconds    of the scored set
     baseline               name of the undistilled cell that costs and gaps refer to
     compare_with           further cells that every cell is compared with
@@ -36,7 +40,8 @@ seed. Layout of the JSON file, in which every path is relative to the folder tha
     pictures               list of files, or empty
 
     SCORE     {mean, low, high, seed_std, n_seeds, n, n_nan, share_positive}; seed_std is null with one seed,
-              share_positive (share of resamples above zero) only in differences; n counts utterances times seeds.
+              share_positive (share of resamples above zero) tells something in differences alone; n counts
+              utterances times seeds.
               STOI and ESTOI are fractions as in scores.csv, not percentages.
     TRAINING  {steps, seconds_per_step, hours, parameters, distillation_parameters}
 """
@@ -51,7 +56,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 from numpy.typing import NDArray
 
-from i2srf_kd.ablation.cost import mean_cost, training_cost
+from i2srf_kd.ablation.cost import mean_cost, training_cost, training_environments
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
@@ -189,6 +194,7 @@ class _Collector:
             "is_validation": self.set == options.get("valid_set"),
             "command": command,
             "environment": environment(),
+            "trainings": self._trainings(),
             "utterances": len(self.utterances),
             "seconds": self.noisy.summary["seconds"],
             "baseline": self.grid.baseline,
@@ -200,6 +206,17 @@ class _Collector:
             "cells": cells,
             "pictures": [],
         }
+
+    def _trainings(self) -> List[Dict[str, Any]]:
+        """Where the teacher and the finished runs were trained."""
+        folders = {"teacher": [self.places.teacher_experiment]}
+        for cell in self.grid.cells:
+            folders[cell.name] = [run.folder for run in self.runs if run.cell == cell and run.folder in self.systems]
+        entries: Dict[Tuple[Tuple[str, Any], ...], List[str]] = {}
+        for name, places in folders.items():
+            for record in dict.fromkeys(record for place in places for record in training_environments(place)):
+                entries.setdefault(record, []).append(name)
+        return [{**dict(record), "systems": names} for record, names in entries.items()]
 
     def _scores(self, systems: Sequence[System], seeds: Tuple[int, ...]) -> Scores:
         """Scores of the systems, utterances in the order of the mixtures."""
@@ -323,9 +340,19 @@ def _add_relative_cost(cells: Sequence[Dict[str, Any]], baseline: str) -> None:
         cell["relative_cost"] = seconds / reference if seconds and reference else None
 
 
+def _with_earlier(command: str, file: Path) -> str:
+    """The commands of the table that is there, and this one where it is new."""
+    try:
+        earlier = str(json.loads(file.read_text(encoding="utf-8"))["command"]).splitlines()
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = []
+    return "\n".join(dict.fromkeys([*earlier, *command.splitlines()]))
+
+
 def write(results: Dict[str, Any], root: Path) -> Path:
     """Write ``results_<set>.{md,csv,json,png}`` into the grid's folder; the path of the Markdown file."""
     stem = f"results_{results['set']}"
+    results["command"] = _with_earlier(results["command"], root / f"{stem}.json")
     picture = root / f"{stem}.png"
     if any(any(cell["differences"].values()) for cell in results["cells"]):
         from i2srf_kd.ablation.picture import forest_plot

@@ -1,13 +1,15 @@
 """What a training cost, from what it left behind."""
 
+import json
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from i2srf_kd.errors import UserError
 from i2srf_kd.reports.plots import read_log
 
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 KEYS = ("steps", "seconds_per_step", "hours", "parameters", "distillation_parameters")
 
 
@@ -32,6 +34,22 @@ def training_cost(experiment: Path) -> Optional[Dict[str, Any]]:
         "hours": math.fsum(record.get("seconds") or 0.0 for record in records) / 3600,
     }
     return {**cost, **_parameters(experiment)}
+
+
+def training_environments(experiment: Path) -> List[Tuple[Tuple[str, Any], ...]]:
+    """Commit, versions and hardware of every start of a training, as pairs of name and value; none without a record."""
+    try:
+        starts = json.loads((experiment / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
+        return [_environment(start) for start in starts]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _environment(start: Mapping[str, Any]) -> Tuple[Tuple[str, Any], ...]:
+    versions = start.get("versions") or {}
+    hardware = ", ".join(start.get("gpus") or []) or f"{start.get('cpu')}, {start.get('torch_threads')} thread(s)"
+    record = {"git_hash": start.get("git_hash"), "espnet": versions.get("espnet"), "torch": versions.get("torch")}
+    return tuple({**record, "python": start.get("python"), "hardware": hardware}.items())
 
 
 def _parameters(experiment: Path) -> Dict[str, Optional[int]]:

@@ -72,10 +72,19 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         lines += ["", "## Not in the table", "", *unfinished]
     for picture in results["pictures"]:
         lines += ["", f"![differences]({picture})"]
-    lines += ["", "## Environment", "", *environment_lines(results["environment"])]
+    lines += ["", "## Environment", "", *environment_lines(results["environment"]), *_training_lines(results)]
     if results["command"]:
         lines += ["", "```sh", results["command"], "```"]
     return "\n".join(lines) + "\n"
+
+
+def _training_lines(results: Mapping[str, Any]) -> List[str]:
+    """Where the systems were trained, which may be elsewhere than where they were collected."""
+    return [
+        f"- trained at `{entry['git_hash'] or 'no git repository'}` (espnet {entry['espnet']}, pytorch {entry['torch']}, "
+        f"{entry['hardware']}): {', '.join(entry['systems'])}"
+        for entry in results["trainings"]
+    ]
 
 
 def _column(metric: str) -> Column:

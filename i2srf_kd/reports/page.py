@@ -108,8 +108,8 @@ def _present(makers: Any) -> List[Picture]:
 
 
 def slug(text: str) -> str:
-    """A name that can be part of an id."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
+    """A name that can be part of an id; different names give different ones."""
+    return re.sub(r"[^A-Za-z0-9]", lambda sign: f"-{ord(sign[0]):x}-", text)
 
 
 def _svg(picture: Picture) -> str:

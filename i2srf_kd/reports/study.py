@@ -180,9 +180,10 @@ def read_audio_paths(scp: Optional[Path]) -> Table:
 
 
 def _existing(path: Path, scp: Path) -> Path:
-    if path.is_absolute() or path.exists():
+    file = Path(split_entry(path)[0])
+    if path.is_absolute() or file.exists():
         return path
-    return next((folder / path for folder in scp.absolute().parents if (folder / path).exists()), path)
+    return next((folder / path for folder in scp.absolute().parents if (folder / file).exists()), path)
 
 
 def read_study(paths: Sequence[PathLike], test_set: Optional[str] = None, title: Optional[str] = None) -> Study:
@@ -327,7 +328,8 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
         data_dir / "spk1.scp" if data_dir else None,
         "\n".join(table.get("commands") or []),
         table.get("environment") or {},
-        f"{100 * LEVEL:g} % interval, percentile bootstrap over utterances and seeds",
+        f"{100 * LEVEL:g} % interval, percentile bootstrap over utterances and seeds, deviations of the seeds widened for "
+        "their small number",
         source=paths[0],
     )
 

@@ -251,3 +251,30 @@ def test_parameters_of_student_and_distillation(tmp_path):
     torch.save(weights, tmp_path / "latest.pth")
     cost = training_cost(tmp_path)
     assert (cost["parameters"], cost["distillation_parameters"]) == (6, 7)
+
+
+def test_commands_add_up_and_trainings_say_where_they_ran(study):
+    """A table that is collected later keeps the command that trained, and each system the commit it was trained at."""
+
+    def record(folder: Path, commit: str) -> None:
+        start = {"git_hash": commit, "python": "3.11", "versions": {"torch": "2.11", "espnet": "202511"}}
+        starts = [{**start, "cpu": "a CPU", "torch_threads": 1, "gpus": []}] * 2
+        (folder / "environment.json").write_text(json.dumps({"starts": starts}))
+
+    study.places.teacher_experiment.mkdir()
+    record(study.places.teacher_experiment, "aaaa")
+    for run in study.runs:
+        record(run.folder, "bbbb" if run.cell.name == "full" else "aaaa")
+    for command in ("./ablate.sh --grid g.yaml", "./ablate.sh --grid g.yaml", "./ablate.sh --action collect"):
+        results = study.build()
+        results["command"] = command
+        text = collect.write(results, study.places.root).read_text()
+    assert "\n./ablate.sh --grid g.yaml\n./ablate.sh --action collect\n```" in text
+    trained = [line for line in text.splitlines() if line.startswith("- trained at")]
+    plain = ", ".join(name for name in OFFSETS if name != "full")
+    assert trained == [
+        f"- trained at `aaaa` (espnet 202511, pytorch 2.11, a CPU, 1 thread(s)): teacher, {plain}",
+        "- trained at `bbbb` (espnet 202511, pytorch 2.11, a CPU, 1 thread(s)): full",
+    ]
+    (study.places.teacher_experiment / "environment.json").write_text("{")
+    assert study.build()["trainings"][0]["systems"] == [name for name in OFFSETS if name != "full"]
