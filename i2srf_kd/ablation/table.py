@@ -81,8 +81,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 def _training_lines(results: Mapping[str, Any]) -> List[str]:
     """Where the systems were trained, which may be elsewhere than where they were collected."""
     return [
-        f"- trained at `{entry['git_hash'] or 'no git repository'}` (espnet {entry['espnet']}, pytorch {entry['torch']}, "
-        f"{entry['hardware']}): {', '.join(entry['systems'])}"
+        f"- trained at `{entry['git_hash'] or 'no git repository'}` (espnet {entry['espnet']}, "
+        f"pytorch {entry['torch']}, {entry['hardware']}): {', '.join(entry['systems'])}"
         for entry in results["trainings"]
     ]
 

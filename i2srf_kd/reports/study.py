@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from i2srf_kd.audio.archive import split_entry
 from i2srf_kd.data.kaldi_dir import Table, read_table
 from i2srf_kd.errors import UserError
 from i2srf_kd.experiment import CONFIG, read_yaml
@@ -328,8 +329,8 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
         data_dir / "spk1.scp" if data_dir else None,
         "\n".join(table.get("commands") or []),
         table.get("environment") or {},
-        f"{100 * LEVEL:g} % interval, percentile bootstrap over utterances and seeds, deviations of the seeds widened for "
-        "their small number",
+        f"{100 * LEVEL:g} % interval, percentile bootstrap over utterances and seeds, deviations of the seeds widened "
+        "for their small number",
         source=paths[0],
     )
 

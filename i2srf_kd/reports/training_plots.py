@@ -299,24 +299,54 @@ def forest_figure(estimates: Sequence[Estimate], unit: str) -> Any:
     with _style():
         figure, axes = _figure(1, 1, (7.4, 1.0 + 0.38 * len(estimates)))
         axis = axes[0, 0]
+        _draw_estimates(axis, estimates)
         for row, estimate in enumerate(estimates):
-            clear = estimate.low > 0 or estimate.high < 0
-            color = SERIES[0] if clear else FAINT
-            axis.plot([estimate.low, estimate.high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
-            axis.plot(list(estimate.seeds), [row] * len(estimate.seeds), "|", color=color, markersize=11, alpha=0.8)
-            axis.plot([estimate.mean], [row], "o", color=color, markersize=6)
             axis.annotate(
                 f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]", (1, row),
                 xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points", va="center",
                 fontsize=8.5, annotation_clip=False,
             )  # fmt: skip
-        axis.axvline(0, color=INK, linewidth=0.9)
-        axis.set_yticks(range(len(estimates)), [estimate.label for estimate in estimates])
-        axis.set_ylim(len(estimates) - 0.4, -0.6)
-        axis.tick_params(axis="y", length=0)
-        axis.grid(False, axis="y")
         axis.set_xlabel(unit)
     return figure
+
+
+def forest_panels(panels: Mapping[str, Sequence[Optional[Estimate]]], title: str, labels: Sequence[str]) -> Any:
+    """Forest plots beside one another, one per score, with the same lines.
+
+    Args:
+        panels: title of a panel to its estimates; None leaves a line empty.
+        title: of the figure.
+        labels: of the lines.
+    """
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    with _style():
+        figure, axes = _figure(lines, columns, (4.2 * columns + 1.0, lines * (0.26 * len(labels) + 1.3)))
+        for place, axis in enumerate(axes.flat):
+            axis.set_visible(place < len(panels))
+        for place, (axis, (name, estimates)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            _draw_estimates(axis, estimates)
+            axis.set_yticks(range(len(labels)), labels if place % columns == 0 else [""] * len(labels))
+            axis.set_title(name)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_estimates(axis: Any, estimates: Sequence[Optional[Estimate]]) -> None:
+    """One line per estimate, grey where the interval holds zero."""
+    for row, estimate in enumerate(estimates):
+        if estimate is None:
+            continue
+        clear = estimate.low > 0 or estimate.high < 0
+        color = SERIES[0] if clear else FAINT
+        axis.plot([estimate.low, estimate.high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
+        axis.plot(list(estimate.seeds), [row] * len(estimate.seeds), "|", color=color, markersize=11, alpha=0.8)
+        axis.plot([estimate.mean], [row], "o", color=color, markersize=6)
+    axis.axvline(0, color=INK, linewidth=0.9)
+    axis.set_yticks(range(len(estimates)), ["" if estimate is None else estimate.label for estimate in estimates])
+    axis.set_ylim(len(estimates) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False, axis="y")
 
 
 def save_png(figure: Any, path: PathLike) -> None:
