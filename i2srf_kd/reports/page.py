@@ -41,6 +41,7 @@ class Table(NamedTuple):
     caption: str
     header: List[str]
     rows: List[List[Cell]]
+    about: str = ""
 
 
 class Options(NamedTuple):
@@ -232,7 +233,7 @@ def difference_tables(study: Study) -> List[Table]:
         ]
         header = ["system", *(f"Δ {_column(metric).label}" for metric in study.metrics)]
         caption = f"Paired differences to {other}; bold where the interval leaves out zero."
-        tables.append(Table(f"differences-{slug(other)}", caption, header, rows))
+        tables.append(Table(f"differences-{slug(other)}", caption, header, rows, other))
     return tables
 
 
