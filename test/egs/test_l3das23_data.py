@@ -116,6 +116,41 @@ def test_other_spellings_of_the_parts(recipe, corpus, tmp_path, first, second):
     assert len(train) + len(valid) == 3
 
 
+def test_what_a_killed_run_unpacked_is_not_the_corpus(recipe, corpus, tmp_path):
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    pack(corpus, downloads / "l3das23-task1.zip", sorted(path.name for path in corpus.iterdir()))
+    write_part(downloads / ".l3das23-task1.unpacking" / "L3DAS23_Task1_train100", TRAIN100[1:])
+    write_part(downloads / ".l3das23-task1.unpacking" / "L3DAS23_Task1_dev", DEV[:1])
+    prepare(recipe, tmp_path, "--corpus_dir", downloads, "--valid_speakers", "26")
+    train, valid, test = read(tmp_path, "train", "valid", "test")
+    assert [*train.utterances, *valid.utterances] == TRAIN100 and test.utterances == sorted(DEV)
+
+
+def test_task_2_beside_task_1_is_left_alone(recipe, corpus, tmp_path):
+    write_part(corpus / "L3DAS23_Task2_dev", ["split1_ov1_1"])
+    write_part(corpus / "L3DAS23_Task2" / "train100", ["split1_ov1_2"])
+    write_part(corpus / "L3DAS23_Task2_train360", ["split1_ov1_3"])
+    pack(corpus, corpus / "l3das23-task2.zip", ["L3DAS23_Task2_train360"])
+    prepare(recipe, tmp_path, "--corpus_dir", corpus, "--train_part", "both")
+    train, valid, test = read(tmp_path, "train", "valid", "test")
+    assert len(train) + len(valid) == 6 and test.utterances == sorted(DEV)
+    assert not (tmp_path / "downloads").exists()
+
+
+@pytest.mark.parametrize("unpacked", [("1", "2"), ("1",)])
+def test_archives_beside_parts_that_were_merged_by_hand(recipe, corpus, tmp_path, unpacked):
+    for part in TRAIN360:
+        (corpus / f"L3DAS23_Task1_train360_{part}").rename(corpus / "L3DAS23_Task1_train360")
+        pack(corpus, corpus / f"L3DAS23_Task1_train360_{part}.zip", ["L3DAS23_Task1_train360"])
+    for part in unpacked:
+        write_part(corpus / "L3DAS23_Task1_train360", TRAIN360[part])
+    prepare(recipe, tmp_path, "--corpus_dir", corpus, "--train_part", "train360")
+    train, valid = read(tmp_path, "train", "valid")
+    assert sorted([*train.utterances, *valid.utterances]) == sorted(TRAIN360["1"] + TRAIN360["2"])
+    assert (tmp_path / "downloads").exists() == (len(unpacked) == 1)  # what is there is not unpacked again
+
+
 def test_missing_parts_are_all_named(recipe, corpus, tmp_path):
     shutil.rmtree(corpus / "L3DAS23_Task1_train360_2")
     shutil.rmtree(corpus / "L3DAS23_Task1_dev")
