@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from i2srf_kd.audio.io import probe
-from i2srf_kd.data.archive import unzip
+from i2srf_kd.data.archive import disk_errors, unzip
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.pairs import list_audio
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike
+from i2srf_kd.locks import held
 from i2srf_kd.progress import progress
 
 SETS = ("train100", "train360", "dev")
@@ -29,6 +30,7 @@ FS = 16000  # Hz
 MAX_SECONDS = 12.0
 MICROPHONES = ("A", "B")
 AMBISONICS_CHANNELS = 4
+WAIT_SECONDS = 24 * 3600.0  # for another process that downloads or unpacks the corpus
 _KINDS = ("data", "labels")
 PARTS = {"train360": 2}  # of sets that are published in several
 _DEPTH = 4  # folders between the corpus folder and data/ and labels/
@@ -76,10 +78,12 @@ def find_sets(corpus_dir: PathLike, wanted: Sequence[str], unpack_dir: PathLike)
     """
     found = _find_parts(Path(corpus_dir))
     for archive in _find_archives(Path(corpus_dir)):
-        held = {part: files for part, files in _files_in(archive).items() if part.name in wanted}
-        found += [there for part, files in held.items() for there in _merged_by_hand(part, files, found)]
-        if held.keys() - {part for part, _ in found}:
-            found += _find_parts(unzip(archive, Path(unpack_dir, archive.stem)))
+        inside = {part: files for part, files in _files_in(archive).items() if part.name in wanted}
+        found += [there for part, files in inside.items() for there in _merged_by_hand(part, files, found)]
+        if inside.keys() - {part for part, _ in found}:
+            # Preparing for one and for two microphones may run at the same time, as jobs.
+            with disk_errors(unpack_dir), held(Path(unpack_dir, ".lock"), str(unpack_dir), WAIT_SECONDS):
+                found += _find_parts(unzip(archive, Path(unpack_dir, archive.stem)))
     problems = [problem for name in wanted for problem in _missing(name, [p for p, _ in found if p.name == name])]
     raise_problems(f"--corpus_dir {corpus_dir}: not complete, neither as folders nor as zip archives", problems)
     return {name: sorted({folder for part, folder in found if part.name == name}) for name in wanted}

@@ -1,13 +1,17 @@
 """Preparation of L3DAS23 Task 1 from folders and archives with the published names."""
 
 import shutil
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from i2srf_kd.data import l3das23
 from i2srf_kd.data.formatting import FormatOptions, format_data
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.errors import UserError
@@ -127,6 +131,28 @@ def test_what_a_killed_run_unpacked_is_not_the_corpus(recipe, corpus, tmp_path):
     assert [*train.utterances, *valid.utterances] == TRAIN100 and test.utterances == sorted(DEV)
 
 
+def test_one_and_two_microphones_are_prepared_at_the_same_time(recipe, corpus, tmp_path, monkeypatch):
+    busy, unpacked = threading.Lock(), []
+
+    def unzip(archive, folder):
+        assert busy.acquire(blocking=False), "another one is unpacking"
+        time.sleep(0.2)
+        unpacked.append(archive)
+        busy.release()
+        return original(archive, folder)
+
+    original = l3das23.unzip
+    monkeypatch.setattr(l3das23, "unzip", unzip)
+    pack(corpus, corpus / "l3das23-task1.zip", sorted(path.name for path in corpus.iterdir()))
+    with ThreadPoolExecutor(2) as pool:
+        options = ["--corpus_dir", corpus, "--download_dir", tmp_path / "downloads", "--num_mics"]
+        list(pool.map(lambda mics: prepare(recipe, tmp_path / f"mics{mics}", *options, mics), (1, 2)))
+    assert len(unpacked) == 2  # the second finds what the first has unpacked
+    for mics in (1, 2):
+        (test,) = read(tmp_path / f"mics{mics}", "test")
+        assert test.utterances == sorted(DEV) and len(test.more_wav) == mics - 1
+
+
 def test_task_2_beside_task_1_is_left_alone(recipe, corpus, tmp_path):
     write_part(corpus / "L3DAS23_Task2_dev", ["split1_ov1_1"])
     write_part(corpus / "L3DAS23_Task2" / "train100", ["split1_ov1_2"])
@@ -239,7 +265,7 @@ def test_download(recipe, corpus, tmp_path, monkeypatch):
         assert name == "l3dasteam/l3das23-task1"
         archive = Path(folder, "l3das23-task1.zip")
         if not archive.is_file():
-            Path(folder).mkdir(parents=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
             pack(corpus, archive, sorted(path.name for path in corpus.iterdir()))
         return archive
 
