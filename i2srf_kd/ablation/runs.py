@@ -8,12 +8,9 @@ exp/ablation/<grid>/<cell>/seed<k>/          experiment folder, with scored_<set
 import fcntl
 import json
 import os
-import sys
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Mapping, Sequence
+from typing import Any, List, Mapping, Sequence
 
 import yaml
 
@@ -21,10 +18,10 @@ from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.pipeline import Pipeline, call, last_lines
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import write_text
+from i2srf_kd.locks import held, wait_for
 
 EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75
-_WAIT_SECONDS = 600.0
 _STATE = "state.json"
 _CELL = "cell.yaml"
 
@@ -181,7 +178,7 @@ def carry_out(plan: Path, number: int) -> int:
     log = folder / "logs" / "run.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with held(folder / ".run.lock", f"{entry['title']}: {folder}") as lock:
-        _wait_for(lambda: _trainer_of(folder), f"{entry['title']}: {folder}")
+        wait_for(lambda: _trainer_of(folder), f"{entry['title']}: {folder}")
         (folder / _STATE).unlink(missing_ok=True)
         if log.exists():
             os.replace(log, log.with_name("run.log.1"))
@@ -192,35 +189,6 @@ def carry_out(plan: Path, number: int) -> int:
     if code and code != EXIT_RUN_AGAIN:
         print("\n".join(f"{entry['title']} | {line}" for line in last_lines(log)), flush=True)
     return code
-
-
-@contextmanager
-def held(path: Path, what: str, wait: float = _WAIT_SECONDS) -> Iterator[int]:
-    """Hold a lock; its descriptor may be inherited by programs, which then hold it as well until they end.
-
-    Args:
-        path: file of the lock; it names its holder.
-        what: said to be in use, when it is.
-        wait: seconds to wait for another holder.
-
-    Raises:
-        UserError: it is still held after that time.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-
-        def holder() -> str:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return ""
-            except BlockingIOError:
-                return path.read_text(encoding="utf-8").strip() or "another process"
-
-        _wait_for(holder, what, wait)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield file.fileno()
 
 
 def _trainer_of(folder: Path) -> str:
@@ -237,19 +205,3 @@ def _trainer_of(folder: Path) -> str:
         except OSError:
             return ""  # a file system without locks
     return ""
-
-
-def _wait_for(holder: Callable[[], str], what: str, wait: float = _WAIT_SECONDS) -> None:
-    """Wait until ``holder`` says that nobody holds it."""
-    end = time.monotonic() + wait
-    said = False
-    while True:
-        name = holder()
-        if not name:
-            return
-        if time.monotonic() >= end:
-            raise UserError(f"{what} is in use by {name}: wait for it or end it, then run the same command again")
-        if not said:
-            print(f"{what} is in use by {name}; waiting up to {wait:.0f} s", file=sys.stderr, flush=True)
-            said = True
-        time.sleep(0.2)

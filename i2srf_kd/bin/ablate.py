@@ -23,7 +23,6 @@ from i2srf_kd.ablation.runs import (
     EXIT_RUN_AGAIN,
     Run,
     check_cells,
-    held,
     runs_of,
     stopped_by_signal,
     write_cells,
@@ -31,6 +30,7 @@ from i2srf_kd.ablation.runs import (
 )
 from i2srf_kd.errors import UserError, run_command
 from i2srf_kd.jobs.local import visible_gpus
+from i2srf_kd.locks import held
 
 _LOCK_SECONDS = 60.0
 

@@ -22,7 +22,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--speech_dir", required=True, help="dry speech: .wav, .flac or .ogg files in any depth")
+    parser.add_argument(
+        "--speech_dir", required=True, help="dry speech: .wav, .flac or .ogg files in any depth; 12 s of each are used"
+    )
     parser.add_argument("--noise_dir", required=True, help="noise, likewise")
     parser.add_argument("--out", required=True, help="folder of the corpus, new or made by this command")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random choices (default: %(default)s)")

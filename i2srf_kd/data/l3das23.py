@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from i2srf_kd.audio.io import probe
-from i2srf_kd.data.archive import unzip
+from i2srf_kd.data.archive import disk_errors, unzip
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.pairs import list_audio
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike
+from i2srf_kd.locks import held
 from i2srf_kd.progress import progress
 
 SETS = ("train100", "train360", "dev")
@@ -29,8 +30,11 @@ FS = 16000  # Hz
 MAX_SECONDS = 12.0
 MICROPHONES = ("A", "B")
 AMBISONICS_CHANNELS = 4
+WAIT_SECONDS = 24 * 3600.0  # for another process that downloads or unpacks the corpus
+_KINDS = ("data", "labels")
 PARTS = {"train360": 2}  # of sets that are published in several
 _DEPTH = 4  # folders between the corpus folder and data/ and labels/
+_TASK_2 = re.compile(r"(?:^|[_-])task[_-]?2", re.IGNORECASE)  # whose sets have the same names
 # "L3DAS23_Task1_train360_2", "train360-part2", "l3das23_task1_dev"
 _SET_NAME = re.compile(rf"(?:.*[_-])?({'|'.join(SETS)})(?:[_-]?(?:part[_-]?)?(\d))?", re.IGNORECASE)
 
@@ -73,10 +77,13 @@ def find_sets(corpus_dir: PathLike, wanted: Sequence[str], unpack_dir: PathLike)
         UserError: a set or a part of it is missing, or an archive is bad.
     """
     found = _find_parts(Path(corpus_dir))
-    for archive in sorted(Path(corpus_dir).rglob("*.zip")):
-        held = {part for part in _parts_in(archive) if part.name in wanted}
-        if held - {part for part, _ in found}:
-            found += _find_parts(unzip(archive, Path(unpack_dir, archive.stem)))
+    for archive in _find_archives(Path(corpus_dir)):
+        inside = {part: files for part, files in _files_in(archive).items() if part.name in wanted}
+        found += [there for part, files in inside.items() for there in _merged_by_hand(part, files, found)]
+        if inside.keys() - {part for part, _ in found}:
+            # Preparing for one and for two microphones may run at the same time, as jobs.
+            with disk_errors(unpack_dir), held(Path(unpack_dir, ".lock"), str(unpack_dir), WAIT_SECONDS):
+                found += _find_parts(unzip(archive, Path(unpack_dir, archive.stem)))
     problems = [problem for name in wanted for problem in _missing(name, [p for p, _ in found if p.name == name])]
     raise_problems(f"--corpus_dir {corpus_dir}: not complete, neither as folders nor as zip archives", problems)
     return {name: sorted({folder for part, folder in found if part.name == name}) for name in wanted}
@@ -91,17 +98,37 @@ def _missing(name: str, parts: Sequence[Part]) -> List[str]:
     return [f"part {number} of {published}" for number in sorted(absent)]
 
 
+def _walk(root: Path) -> Iterator[Tuple[Path, List[str], List[str]]]:
+    """Folders, their subfolders and files, from ``root`` down to where sets may lie.
+
+    Hidden folders are passed over: they hold downloads and unpacked files of which an interrupted run left a part.
+    """
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not _is_foreign(name))
+        yield Path(folder), list(subfolders), files
+        deep = len(Path(folder).relative_to(root).parts) >= _DEPTH
+        subfolders[:] = [] if deep else [name for name in subfolders if name not in _KINDS]
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a folder or archive of this name has nothing to do with the task."""
+    return name.startswith(".") or name == "__MACOSX" or _TASK_2.search(name) is not None
+
+
 def _find_parts(root: Path) -> List[Tuple[Part, Path]]:
     """Folders below ``root`` (or itself) that hold ``data`` or ``labels``, with what their path says they are."""
     found = []
-    for folder, subfolders, _ in os.walk(root, followlinks=True):
-        names = [root.resolve().name, *Path(folder).relative_to(root).parts]
-        if {"data", "labels"} & set(subfolders):
-            part = _part_of(names)
-            if part is not None:
-                found.append((part, Path(folder)))
-        subfolders[:] = sorted(set(subfolders) - {"data", "labels"}) if len(names) <= _DEPTH else []
+    for folder, subfolders, _ in _walk(root):
+        part = _part_of([root.resolve().name, *folder.relative_to(root).parts])
+        if part is not None and set(_KINDS) & set(subfolders):
+            found.append((part, folder))
     return found
+
+
+def _find_archives(root: Path) -> List[Path]:
+    """Zip archives below ``root``, but for those of the other task."""
+    names = ((folder, name) for folder, _, files in _walk(root) for name in files if not _is_foreign(name))
+    return sorted(Path(folder, name) for folder, name in names if name.lower().endswith(".zip"))
 
 
 def _part_of(names: Iterable[str]) -> Optional[Part]:
@@ -113,15 +140,32 @@ def _part_of(names: Iterable[str]) -> Optional[Part]:
     return Part(matches[-1][1].lower(), numbers[-1] if numbers else 0)
 
 
-def _parts_in(archive: Path) -> Set[Part]:
-    """What an archive holds, by its name and the folders in it; nothing for a file that is no archive."""
+def _files_in(archive: Path) -> Dict[Part, Set[str]]:
+    """``data/<name>.wav`` and ``labels/<name>.wav`` of the parts that an archive holds, by its name and its folders."""
     try:
         with zipfile.ZipFile(archive) as file:
-            folders = {PurePosixPath(name).parent for name in file.namelist()}
+            members = [PurePosixPath(name) for name in file.namelist()]
     except (zipfile.BadZipFile, OSError):
-        folders = {PurePosixPath("data")}  # its name decides, and unpacking says what is wrong with it
-    found = (_part_of([archive.stem, *folder.parts]) for folder in folders if {"data", "labels"} & set(folder.parts))
-    return {part for part in found if part is not None}
+        members = [PurePosixPath("data/?.wav")]  # its name decides, and unpacking says what is wrong with it
+    by_folder: Dict[PurePosixPath, Set[str]] = {}
+    for member in members:
+        if member.suffix.lower() == ".wav" and member.parent.name in _KINDS:
+            by_folder.setdefault(member.parent, set()).add(f"{member.parent.name}/{member.name}")
+    found: Dict[Part, Set[str]] = {}
+    for folder, files in by_folder.items():
+        part = None if any(map(_is_foreign, folder.parts)) else _part_of([archive.stem, *folder.parts])
+        if part is not None:
+            found.setdefault(part, set()).update(files)
+    return found
+
+
+def _merged_by_hand(part: Part, files: Set[str], found: Sequence[Tuple[Part, Path]]) -> List[Tuple[Part, Path]]:
+    """The folders of a set as those of a part of it, when they hold all its files and their names do not say so."""
+    if part in {other for other, _ in found}:
+        return []
+    folders = sorted({folder for other, folder in found if other.name == part.name})
+    there = {f"{kind}/{path.name}" for folder in folders for kind in _KINDS for path in folder.glob(f"{kind}/*")}
+    return [(part, folder) for folder in folders] if files <= there else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

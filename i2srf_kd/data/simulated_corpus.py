@@ -17,6 +17,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from i2srf_kd.audio.io import read_audio, write_audio
+from i2srf_kd.audio.level import active_power
 from i2srf_kd.data.ambisonics_rooms import Recording, draw_room, draw_scene, record
 from i2srf_kd.data.formatting import process_map
 from i2srf_kd.data.l3das23 import MAX_SECONDS, SET_PREFIX, speaker_of
@@ -64,7 +65,8 @@ def simulate_corpus(
     """Write the corpus; a complete one of the same options and sources is kept, an interrupted one is continued.
 
     Args:
-        speech_dir: dry speech of any length and rate, ``<speaker>-...`` or ``<speaker>_...`` in any depth. Folders
+        speech_dir: dry speech of any rate, ``<speaker>-...`` or ``<speaker>_...`` in any depth, of which the first
+            12 s are used. Folders
             ``train`` and ``dev`` directly in it are the sets; else some speakers are held out for ``dev``.
         noise_dir: noise, likewise; else some files are held out for ``dev``.
         folder: gets ``L3DAS23_Task1_{train100,dev}/{data,labels}`` with ``<utterance>_A.wav``, ``<utterance>_B.wav``
@@ -151,13 +153,17 @@ def _split_speech(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
     for path in files:
         if path.stem in first:
             raise UserError(f"{first[path.stem]} and {path} would be the same utterance; rename one of them")
+        if any(letter.isspace() for letter in path.stem):
+            raise UserError(f"{path}: its name is to be the utterance's, which holds no white space; rename the file")
         first[path.stem] = path
     split = _given_split(folder)
     if split:
         if options.dev_speakers:
             raise UserError(f"--dev_speakers: {folder} has folders train and dev, which say who tests; leave it out")
         both = {speaker_of(path.stem) for path in split["train"]} & {speaker_of(path.stem) for path in split["dev"]}
-        if both:
+        if both and len({speaker_of(path.stem) for path in files}) == 1:
+            logger.warning("%s: all names begin with %s, so speakers of train may be heard in dev", folder, *both)
+        elif both:
             raise UserError(f"{folder}: speakers {' '.join(sorted(both))} are in train and in dev; move their files")
         return split
     speakers = sorted({speaker_of(path.stem) for path in files})
@@ -166,7 +172,11 @@ def _split_speech(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
         raise UserError(f"--dev_speakers: no speakers {' '.join(unknown)} in {folder}; there are {' '.join(speakers)}")
     held_out = set(options.dev_speakers or hold_out(speakers, _DEV_SPEAKERS, options.seed))
     if len(held_out) == len(speakers):
-        raise UserError(f"{folder}: {len(speakers)} speaker(s), too few to train with some and to test with others")
+        raise UserError(
+            f"{folder}: {len(speakers)} speaker(s) by the names of the files (what comes before the first hyphen or "
+            "underscore), too few to train with some and to test with others; folders train and dev in it say which "
+            "files are for what"
+        )
     dev = [path for path in files if speaker_of(path.stem) in held_out]
     return {"train": [path for path in files if path not in set(dev)], "dev": dev}
 
@@ -211,6 +221,8 @@ def _record(utt: Utterance, options: RoomOptions) -> Recording:
     scene = draw_scene(size, rt60, random, n_noises)
     speech = between_pauses(_read_speech(utt.speech, options.fs), options.fs, random)
     speech = speech[: int(MAX_SECONDS * options.fs)]
+    if not active_power(speech, options.fs):
+        raise UserError(f"{utt.speech}: its first {MAX_SECONDS:g} s, of which the utterance is made, are silent")
     chosen = random.permutation(np.array(utt.noises, dtype=object))[:n_noises]
     noises = [_cut_noise(path, len(speech), options.fs, random) for path in np.resize(chosen, n_noises)]
     return record(scene, speech, noises, float(random.uniform(*options.snr)), options.fs)
@@ -224,8 +236,14 @@ def _read_speech(path: Path, fs: int) -> np.ndarray:
 
 
 def _cut_noise(path: Path, n_samples: int, fs: int, random: np.random.Generator) -> np.ndarray:
-    """A stretch from a random place on; short files are repeated."""
+    """A stretch from a random place on, or from the next one with sound; short files are repeated."""
     wave, _ = read_audio(path, fs=fs, mono=True)
     if not np.any(wave):
         raise UserError(f"{path}: silent, so it cannot be used as noise")
-    return np.resize(np.roll(wave, -int(random.integers(len(wave)))), n_samples).astype(np.float64)
+    place = int(random.integers(len(wave)))
+    stretch = np.resize(np.roll(wave, -place), n_samples)
+    if not np.any(stretch):
+        sounding = np.flatnonzero(wave)
+        place = sounding[np.searchsorted(sounding, place) % len(sounding)]
+        stretch = np.resize(np.roll(wave, -place), n_samples)
+    return stretch.astype(np.float64)

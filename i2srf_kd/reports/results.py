@@ -137,7 +137,8 @@ def read_seeds(name: str, scored: Sequence[PathLike], experiment: Optional[PathL
 
 def _crossed(values: NDArray[np.float64]) -> Dict[str, Any]:
     """Mean and interval of scores ``(seeds, utterances)``; what is undefined becomes null."""
-    bootstrap = CrossedBootstrap(*values.shape, LEVEL, RESAMPLES, SEED)
+    seeds, utterances = values.shape
+    bootstrap = CrossedBootstrap(seeds, utterances, LEVEL, RESAMPLES, SEED)
     return {k: None if math.isnan(v) else v for k, v in bootstrap.mean(values)._asdict().items()}
 
 

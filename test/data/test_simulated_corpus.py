@@ -152,6 +152,44 @@ def test_bad_sources(sources, tmp_path):
         simulate_corpus(tmp_path / "speech", sources / "noise", tmp_path / "x", FAST)
 
 
+def test_sources_with_long_silences(sources, tmp_path):
+    """Recordings of noise and speech may hold digital silence for longer than an utterance."""
+    shutil.copytree(sources / "speech", tmp_path / "speech")
+    noise = np.concatenate([np.zeros(15 * 16000), [0.1, -0.1]])
+    for number in range(2):
+        (tmp_path / "noise").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "noise" / f"{number}.wav", noise, 16000)
+    folder = simulate_corpus(tmp_path / "speech", tmp_path / "noise", tmp_path / "x", FAST)
+    assert len(contents(folder)) == 18
+    late = np.concatenate([np.zeros(13 * 16000), 0.1 * np.hanning(999)])
+    soundfile.write(tmp_path / "speech" / "s1" / "s1_1.flac", late, 16000)
+    with pytest.raises(UserError, match="s1_1.flac: its first 12 s, of which the utterance is made, are silent"):
+        simulate_corpus(tmp_path / "speech", tmp_path / "noise", tmp_path / "y", FAST)
+
+
+def test_names_that_cannot_be_utterances_are_refused_before_any_work(sources, tmp_path):
+    shutil.copytree(sources / "speech", tmp_path / "speech")
+    (tmp_path / "speech/s3/s3_2.flac").rename(tmp_path / "speech/s3/s3 2.flac")
+    with pytest.raises(UserError, match="s3 2.flac: .* no white space; rename the file"):
+        simulate_corpus(tmp_path / "speech", sources / "noise", tmp_path / "x", FAST)
+    assert not (tmp_path / ".x.partial").exists()
+
+
+def test_names_that_tell_no_speakers_need_folders_of_the_sets(sources, tmp_path, caplog):
+    options = replace(FAST, dev_speakers=())
+    for name in ("train", "dev"):
+        (tmp_path / "speech" / name).mkdir(parents=True)
+        shutil.copy(sources / "speech/s1/s1_1.flac", tmp_path / "speech" / name / f"clean_{name}.flac")
+    with pytest.raises(UserError, match=r"1 speaker\(s\) by the names .*; folders train and dev in it say"):
+        simulate_corpus(tmp_path / "speech" / "dev", sources / "noise", tmp_path / "x", options)
+    folder = simulate_corpus(tmp_path / "speech", sources / "noise", tmp_path / "x", options)
+    assert sorted(path.stem for path in folder.rglob("labels/*")) == ["clean_dev", "clean_train"]
+    assert "all names begin with clean" in caplog.text
+    shutil.copy(sources / "speech/s2/s2_1.flac", tmp_path / "speech" / "train")
+    with pytest.raises(UserError, match="speakers clean are in train and in dev; move their files"):
+        simulate_corpus(tmp_path / "speech", sources / "noise", tmp_path / "y", options)
+
+
 def test_command(sources, corpus, tmp_path, capsys):
     words = ["--speech_dir", sources / "speech", "--noise_dir", sources / "noise", "--out", tmp_path / "x"]
     words += ["--seed", 1, "--rooms", 2, "--rt60", 0, 0, "--dev_speakers", "s3"]

@@ -1,13 +1,17 @@
 """Preparation of L3DAS23 Task 1 from folders and archives with the published names."""
 
 import shutil
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from i2srf_kd.data import l3das23
 from i2srf_kd.data.formatting import FormatOptions, format_data
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.errors import UserError
@@ -116,6 +120,63 @@ def test_other_spellings_of_the_parts(recipe, corpus, tmp_path, first, second):
     assert len(train) + len(valid) == 3
 
 
+def test_what_a_killed_run_unpacked_is_not_the_corpus(recipe, corpus, tmp_path):
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    pack(corpus, downloads / "l3das23-task1.zip", sorted(path.name for path in corpus.iterdir()))
+    write_part(downloads / ".l3das23-task1.unpacking" / "L3DAS23_Task1_train100", TRAIN100[1:])
+    write_part(downloads / ".l3das23-task1.unpacking" / "L3DAS23_Task1_dev", DEV[:1])
+    prepare(recipe, tmp_path, "--corpus_dir", downloads, "--valid_speakers", "26")
+    train, valid, test = read(tmp_path, "train", "valid", "test")
+    assert [*train.utterances, *valid.utterances] == TRAIN100 and test.utterances == sorted(DEV)
+
+
+def test_one_and_two_microphones_are_prepared_at_the_same_time(recipe, corpus, tmp_path, monkeypatch):
+    busy, unpacked = threading.Lock(), []
+
+    def unzip(archive, folder):
+        assert busy.acquire(blocking=False), "another one is unpacking"
+        time.sleep(0.2)
+        unpacked.append(archive)
+        busy.release()
+        return original(archive, folder)
+
+    original = l3das23.unzip
+    monkeypatch.setattr(l3das23, "unzip", unzip)
+    pack(corpus, corpus / "l3das23-task1.zip", sorted(path.name for path in corpus.iterdir()))
+    with ThreadPoolExecutor(2) as pool:
+        options = ["--corpus_dir", corpus, "--download_dir", tmp_path / "downloads", "--num_mics"]
+        list(pool.map(lambda mics: prepare(recipe, tmp_path / f"mics{mics}", *options, mics), (1, 2)))
+    assert len(unpacked) == 2  # the second finds what the first has unpacked
+    for mics in (1, 2):
+        (test,) = read(tmp_path / f"mics{mics}", "test")
+        assert test.utterances == sorted(DEV) and len(test.more_wav) == mics - 1
+
+
+def test_task_2_beside_task_1_is_left_alone(recipe, corpus, tmp_path):
+    write_part(corpus / "L3DAS23_Task2_dev", ["split1_ov1_1"])
+    write_part(corpus / "L3DAS23_Task2" / "train100", ["split1_ov1_2"])
+    write_part(corpus / "L3DAS23_Task2_train360", ["split1_ov1_3"])
+    pack(corpus, corpus / "l3das23-task2.zip", ["L3DAS23_Task2_train360"])
+    prepare(recipe, tmp_path, "--corpus_dir", corpus, "--train_part", "both")
+    train, valid, test = read(tmp_path, "train", "valid", "test")
+    assert len(train) + len(valid) == 6 and test.utterances == sorted(DEV)
+    assert not (tmp_path / "downloads").exists()
+
+
+@pytest.mark.parametrize("unpacked", [("1", "2"), ("1",)])
+def test_archives_beside_parts_that_were_merged_by_hand(recipe, corpus, tmp_path, unpacked):
+    for part in TRAIN360:
+        (corpus / f"L3DAS23_Task1_train360_{part}").rename(corpus / "L3DAS23_Task1_train360")
+        pack(corpus, corpus / f"L3DAS23_Task1_train360_{part}.zip", ["L3DAS23_Task1_train360"])
+    for part in unpacked:
+        write_part(corpus / "L3DAS23_Task1_train360", TRAIN360[part])
+    prepare(recipe, tmp_path, "--corpus_dir", corpus, "--train_part", "train360")
+    train, valid = read(tmp_path, "train", "valid")
+    assert sorted([*train.utterances, *valid.utterances]) == sorted(TRAIN360["1"] + TRAIN360["2"])
+    assert (tmp_path / "downloads").exists() == (len(unpacked) == 1)  # what is there is not unpacked again
+
+
 def test_missing_parts_are_all_named(recipe, corpus, tmp_path):
     shutil.rmtree(corpus / "L3DAS23_Task1_train360_2")
     shutil.rmtree(corpus / "L3DAS23_Task1_dev")
@@ -204,7 +265,7 @@ def test_download(recipe, corpus, tmp_path, monkeypatch):
         assert name == "l3dasteam/l3das23-task1"
         archive = Path(folder, "l3das23-task1.zip")
         if not archive.is_file():
-            Path(folder).mkdir(parents=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
             pack(corpus, archive, sorted(path.name for path in corpus.iterdir()))
         return archive
 
