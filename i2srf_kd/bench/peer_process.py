@@ -2,9 +2,9 @@
 
     python peer_process.py NAME JOBS.json RESULT.json
 
-JOBS.json is a list of recordings with ``utt``, ``source`` and ``target``, files of numpy arrays ``(samples,)`` float32 at
-the peer's rate. RESULT.json gets a list with the seconds of CPU time and of elapsed time that each took, and the most
-memory above what was held before it; making a new state for a recording, models included, is not counted.
+JOBS.json is a list of recordings with ``utt``, ``source`` and ``target``, files of numpy arrays ``(samples,)`` float32
+at the peer's rate. RESULT.json gets a list with the seconds of CPU time and of elapsed time that each took, and the
+most memory above what was held before it; making a new state for a recording, models included, is not counted.
 """
 
 import ctypes

@@ -20,15 +20,15 @@ _COST = (
     Column("peak_mb", "peak memory [MB]", "{:.0f}"),
 )
 HOW_TO_READ = [
-    "GMAC/s: multiply-accumulates per second of audio, recurrent layers and attention included, Fourier transforms, norms, "
-    "activations and element-wise products not.",
-    "Real-time factor: time over length of the audio, from waveform to waveform; one thread in CPU time (median of the "
-    "turns), more in elapsed time (shortest turn), which other programs on the machine lengthen. Peak memory: above what the process held before the run, so "
-    "without weights and libraries.",
+    "GMAC/s: multiply-accumulates per second of audio, recurrent layers and attention included; Fourier transforms, "
+    "norms, activations and element-wise products are not.",
+    "Real-time factor: time over length of the audio, from waveform to waveform; one thread in CPU time (median of "
+    "the turns), more in elapsed time (shortest turn), which other programs on the machine lengthen. Peak memory: "
+    "above what the process held before the run, so without weights and libraries.",
 ]
 PEERS_NOTE = (
-    "Peers come with weights of their own, trained on other data, and run in one thread, at their own rate; resampling is "
-    "not counted. They are timed over the whole set, in a process of their own, not in turns with the networks."
+    "Peers come with weights of their own, trained on other data, and run in one thread, at their own rate; resampling "
+    "is not counted. They are timed over the whole set, in a process of their own, not in turns with the networks."
 )
 Cost = Dict[str, Any]
 

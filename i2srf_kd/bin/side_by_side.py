@@ -4,8 +4,8 @@
         --system noisy=exp/noisy/scored_test --system dpdcrn=exp/dpdcrn/scored_test \\
         --peer exp/rnnoise/enhanced_test/enhance.json=exp/rnnoise/scored_test --baseline dpdcrn
 
-Costs are those of bench models --json and of enhance_peer, scores those of bin.score. The same content goes to a JSON file
-of the same name in small letters beside it. egs/voicebank/local/side_by_side.sh does everything.
+Costs are those of bench models --json and of enhance_peer, scores those of bin.score. The same content goes to a JSON
+file of the same name in small letters beside it. egs/voicebank/local/side_by_side.sh does everything.
 """
 
 import argparse
