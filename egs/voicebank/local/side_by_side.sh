@@ -83,19 +83,21 @@ score_peer() {
 
 write_table() {
     local set="$1" name rows table=SIDE_BY_SIDE.md
+    local training_note="Networks: the same short training, batches and loss (compressed spectrum) for all; see conf/side_by_side."
     rows=(--system "noisy=${expdir}/noisy/scored_${set}")
     ((${#test_set_names[@]} == 1)) || table="SIDE_BY_SIDE_${set}.md"
     for name in ${systems}; do
         rows+=(--system "${name}=${expdir}/${name}/scored_${set}")
     done
-    [[ -z "${systems// /}" ]] || rows+=(--baseline "${systems%% *}")
+    if [[ -n "${systems// /}" ]]; then
+        rows+=(--baseline "${systems%% *}" --note "${training_note}")
+    fi
     [[ -z "${systems// /}${cost_only// /}" ]] || rows+=(--cost "${expdir}/cost.json")
     for name in ${peers}; do
         rows+=(--peer "${expdir}/${name}/enhanced_${set}/enhance.json=${expdir}/${name}/scored_${set}")
     done
     run "${python}" -m i2srf_kd.bin.side_by_side "${rows[@]}" --out "${expdir}/${table}" \
         --title "Side by side: $(basename -- "$(pwd)")$([[ "${mini}" != true ]] || echo ", mini corpus"), ${set}" \
-        --note "Networks: the same short training, batches and loss (compressed spectrum) for all; see conf/side_by_side." \
         --command "${RECIPE_COMMAND}"
     cat -- "${expdir}/${table}"
     log "table: ${expdir}/${table}"
