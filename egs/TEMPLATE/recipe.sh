@@ -1,18 +1,23 @@
 # shellcheck shell=bash
 # What every egs/<corpus>/run.sh begins with: . "$(dirname -- "$0")/../TEMPLATE/recipe.sh"
+# A script in local/ begins alike, one folder further up.
 #
 # Enters the recipe's folder and offers run_pipeline OPTION ... (enh_kd.sh), take_options for options of a recipe's own,
 # and what parse_options.sh and stage_tools.sh define.
 set -euo pipefail
 recipe_file="$(basename -- "$0")"
 cd -- "$(dirname -- "$0")"
+if [[ "$(basename -- "$(pwd)")" == local ]]; then
+    cd ..
+    recipe_file="local/${recipe_file}"
+fi
 template=../TEMPLATE
 # shellcheck source=egs/TEMPLATE/parse_options.sh
 . "${template}/parse_options.sh"
 # shellcheck source=egs/TEMPLATE/stage_tools.sh
 . "${template}/stage_tools.sh"
 
-RECIPE_COMMAND="./run.sh${1:+$(printf " %q" "$@")}" # for the record in RESULTS.md
+RECIPE_COMMAND="./${recipe_file}${1:+$(printf " %q" "$@")}" # for the record in RESULTS.md
 export RECIPE_COMMAND
 
 run_pipeline() { run "${template}/enh_kd.sh" "$@"; }

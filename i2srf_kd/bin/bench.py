@@ -6,6 +6,7 @@
     python -m i2srf_kd.bin.bench infer    offline inference: naive, this package, onnxruntime
     python -m i2srf_kd.bin.bench stream   causal networks on a stream
     python -m i2srf_kd.bin.bench scale    long recordings: time and memory against length
+    python -m i2srf_kd.bin.bench models   trained networks of any kind beside each other
 
 Prints a table; --json also writes it with everything that was measured. See docs/performance.md.
 """
@@ -17,7 +18,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from i2srf_kd.bench import infer, loader, loss, scale, step, stream
+from i2srf_kd.bench import infer, loader, loss, models, scale, step, stream
 from i2srf_kd.bench.measure import (
     MEMORY_OPTION,
     Clock,
@@ -29,9 +30,10 @@ from i2srf_kd.errors import UserError, run_command
 
 PARTS: Dict[str, Any] = {
     "loss": loss, "step": step, "loader": loader, "infer": infer, "stream": stream, "scale": scale,
+    "models": models,
 }  # fmt: skip
 # Turns that are counted, where nothing else is asked for.
-REPEATS = {"loss": 3, "step": 3, "loader": 5, "infer": 9, "stream": 40, "scale": 1}
+REPEATS = {"loss": 3, "step": 3, "loader": 5, "infer": 9, "stream": 40, "scale": 1, "models": 5}
 ON_GPU = ("loss", "step", "infer")
 
 

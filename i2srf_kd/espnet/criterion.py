@@ -60,9 +60,32 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
         if signal.is_complex():
             return signal
         if signal.dim() != 2:
-            raise UserError("compressed_spectrum compares spectra or waveforms: with a learned encoder use si_snr")
+            raise UserError(
+                "compressed_spectrum compares spectra or waveforms: with a learned encoder use compressed_spectrum_td"
+            )
         planes = self.stft(signal)
         return torch.complex(planes[:, 0], planes[:, 1])
+
+
+class CompressedSpectrumTDCriterion(TimeDomainLoss):
+    """The same loss for networks with a learned encoder, whose own output is not a spectrum: on decoded waveforms.
+
+        criterions:
+          - {name: compressed_spectrum_td, conf: {power: 0.3}, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}
+
+    Args:
+        name: of the loss in logs; by default that of :class:`CompressedSpectrumCriterion`.
+        only_for_test: as in ESPnet.
+        conf: options of :class:`CompressedSpectrumCriterion`.
+    """
+
+    def __init__(self, name: Optional[str] = None, only_for_test: bool = False, **conf: Any):
+        super().__init__(name or "compressed_spectrum", only_for_test=only_for_test)
+        self.spectral = CompressedSpectrumCriterion(**conf)
+
+    def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
+        """Waveforms ``(B, samples)`` to ``(B,)``."""
+        return self.spectral(ref, inf)
 
 
 class DistillCriterion(TimeDomainLoss):

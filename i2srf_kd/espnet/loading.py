@@ -97,6 +97,21 @@ def load_enhancer_from_experiment(path: PathLike, device: str = "cpu") -> ESPnet
     return ESPnetWindowEnhancer(model, sample_rate(args)).to(device).eval()
 
 
+def build_untrained_enhancer(config: PathLike) -> ESPnetWindowEnhancer:
+    """The model that a training configuration describes, with random weights, to measure what it costs.
+
+    Args:
+        config: file of options as training takes it with ``--config``; the rest are ESPnet's defaults.
+
+    Raises:
+        UserError: the file is absent or describes no model.
+    """
+    defaults = vars(EnhancementTask.get_parser().parse_args([]))
+    options = {**defaults, "sample_rate": DEFAULT_FS, **vars(read_config(config))}
+    args = argparse.Namespace(**options)
+    return ESPnetWindowEnhancer(build_without_criteria(args), sample_rate(args)).eval()
+
+
 def sample_rate(args: Any) -> int:
     """Sampling rate in Hz of an ESPnet configuration."""
     stated = (getattr(args, "encoder_conf", None) or {}).get("default_fs") or getattr(args, "sample_rate", None)

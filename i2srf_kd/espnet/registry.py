@@ -9,12 +9,18 @@ from typing import Dict
 from espnet2.tasks.enh import criterion_choices, loss_wrapper_choices, separator_choices
 from espnet2.train.class_choices import ClassChoices
 
-from i2srf_kd.espnet.criterion import CompressedSpectrumCriterion, DistillCriterion, DistillWrapper
+from i2srf_kd.espnet.criterion import (
+    CompressedSpectrumCriterion,
+    CompressedSpectrumTDCriterion,
+    DistillCriterion,
+    DistillWrapper,
+)
 from i2srf_kd.espnet.separator import DPDCRNSeparator
 
 _ENTRIES: Dict[str, tuple] = {
     "dpdcrn": (separator_choices, DPDCRNSeparator),
     "compressed_spectrum": (criterion_choices, CompressedSpectrumCriterion),
+    "compressed_spectrum_td": (criterion_choices, CompressedSpectrumTDCriterion),
     "distill": (criterion_choices, DistillCriterion),
     "distill_wrapper": (loss_wrapper_choices, DistillWrapper),
 }
