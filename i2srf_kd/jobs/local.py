@@ -86,6 +86,7 @@ class _Element:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    close_fds=False,  # a lock that this process inherited lasts until the element has ended
                     preexec_fn=end_with_parent(),
                 )
             except OSError as error:  # as a shell would say it
