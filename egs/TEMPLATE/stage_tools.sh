@@ -191,7 +191,8 @@ mark_done() {
     {
         printf '%s\n' "${done_settings[@]}"
         echo "finished=$(date '+%Y-%m-%dT%H:%M:%S.%N%z')"
-    } >"${temporary}"
-    mv -- "${temporary}" "${done_file}"
+    } >"${temporary}" && mv -- "${temporary}" "${done_file}" ||
+        fail "cannot write ${done_file} ($(df --output=avail -BM -- "${done_file%/*}" | tail -n 1 | tr -d 'M ') MB left);" \
+            "free space and run the same command again"
     release_lock
 }
