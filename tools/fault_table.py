@@ -18,7 +18,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "test")]
@@ -39,11 +39,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--faults", type=int, default=64, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (default: %(default)s)")
-    parser.add_argument("--only", default="", choices=("", *KINDS), metavar="KIND", help=f"one of {', '.join(KINDS)}")
-    parser.add_argument("--stage", type=int, help="faults of this stage alone")
+    parser.add_argument("--only", nargs="+", default=[], choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--stages", nargs="+", type=int, default=[], choices=range(1, 7), help="default: all")
     parser.add_argument("--json", type=Path, default=Path("faults.json"), help="record (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="page whose table is to be replaced")
-    parser.add_argument("--no_more", action="store_true", help="try nothing, write the page from the JSON file")
+    parser.add_argument("--no_more", action="store_true", help="try nothing, write the page from the JSON file alone")
     parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
     parser.add_argument("--without_slurm", action="store_true", help="leave out faults that need Slurm")
     return parser
@@ -71,26 +71,24 @@ def read(path: Path) -> Dict[str, Any]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    faults = trial.plan(args.faults, args.seed, args.only)
-    faults = [fault for fault in faults if args.stage in (None, fault["stage"])]
+    faults = trial.plan(0 if args.no_more else args.faults, args.seed, args.only, args.stages)
     if args.without_slurm:
         faults = [fault for fault in faults if not KINDS[fault["kind"]].on_cluster]
-    needs_slurm = not args.no_more and any(KINDS[fault["kind"]].on_cluster for fault in faults)
+    needs_slurm = any(KINDS[fault["kind"]].on_cluster for fault in faults)
     if needs_slurm and slurm_cluster.why_not():
         raise UserError(f"{slurm_cluster.why_not()}; or --without_slurm")
     record = read(args.json)
+    commands = record.get("commands", [])
     record.update(describe())
+    record["commands"] = list(dict.fromkeys([*commands, record.pop("command")])) if faults else commands
     done = {(one["kind"], one["stage"], one["seed"]): one for one in record["faults"]}
-    outcomes: List[trial.Outcome] = []
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults.")))
         workspace = Workspace(work.resolve())
-        if not args.no_more:
+        if faults:
             workspace.prepare(say)
         for number, fault in enumerate(faults, 1):
             key = (fault["kind"], fault["stage"], fault["seed"])
-            if key not in done and args.no_more:
-                continue
             if key not in done:
                 if KINDS[fault["kind"]].on_cluster and workspace.cluster is None:
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm.")))
@@ -99,10 +97,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 record["faults"] = list(done.values())
                 write_text(args.json, json.dumps(record, indent=1) + "\n")
             outcome = trial.Outcome(**done[key]["outcome"])
-            outcomes.append(outcome)
             verdict = "good" if outcome.good else "; ".join(outcome.problems)
             say(f"{number} of {len(faults)}: {outcome.kind}, stage {outcome.stage}: {outcome.remark}; "
                 f"lost {outcome.lost}; {outcome.seconds:.0f} s; {verdict}")  # fmt: skip
+    outcomes = [trial.Outcome(**one["outcome"]) for one in done.values()]
     record["commit"] = ", ".join(sorted({one["commit"] for one in done.values()}))
     if args.page:
         page.write(args.page, page.table(outcomes, record))

@@ -60,6 +60,12 @@ class Scene(NamedTuple):
         assert self.workspace.cluster is not None
         return [line.split()[0] for line in self.workspace.cluster.queue()]
 
+    def wait_for_job(self) -> str:
+        """Id of a job that runs or waits; one command may have ended before the next one is submitted."""
+        processes.wait_for(lambda: self.job_ids() or self.run.ended, _PATIENCE)
+        self.still_running()
+        return self.job_ids()[0].partition("_")[0]
+
     def slurm(self, *command: str) -> None:
         assert self.workspace.cluster is not None
         self.workspace.cluster.output(*command)
@@ -167,11 +173,8 @@ def told_slurm(*command: str) -> Callable[[Scene], str]:
 
     def tell(scene: Scene) -> str:
         scene.wait_for_work()
-        jobs = scene.job_ids()
-        if not jobs:
-            raise TooLate
-        scene.slurm(*command, jobs[0].partition("_")[0])
-        return f"job {jobs[0]}"
+        scene.slurm(*command, scene.wait_for_job())
+        return ""
 
     return tell
 
@@ -181,8 +184,7 @@ def node(scene: Scene) -> str:
     scene.wait_for_work()
     cluster = scene.workspace.cluster
     assert cluster is not None
-    if not scene.job_ids():
-        raise TooLate
+    scene.wait_for_job()
     cluster.daemons["slurmd"].kill()
     cluster.stop_daemon("slurmd")
     helpers = subprocess.run(["pgrep", "-f", "^slurmstepd: "], capture_output=True, text=True, check=False)
@@ -301,6 +303,6 @@ KINDS: Dict[str, Kind] = {
         "SIGUSR1 to the job, as before its time limit", _TRAINING,
         told_slurm("scancel", "--batch", "--signal=USR1"), SLURM, steps=0, moves_on=True,
     ),
-    "requeue": Kind("scontrol requeue", _TRAINING, told_slurm("scontrol", "requeue"), SLURM, moves_on=True),
-    "node": Kind("node lost: slurmd, slurmstepd and job killed", _TRAINING, node, SLURM, moves_on=True),
+    "requeue": Kind("scontrol requeue", (2, *_TRAINING), told_slurm("scontrol", "requeue"), SLURM, moves_on=True),
+    "node": Kind("node lost: slurmd, slurmstepd and job killed", (2, *_TRAINING), node, SLURM, moves_on=True),
 }  # fmt: skip

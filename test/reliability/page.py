@@ -16,14 +16,18 @@ def table(outcomes: Sequence[Outcome], record: Dict[str, Any]) -> str:
 
     Args:
         outcomes: in the order in which they were tried.
-        record: ``command``, ``commit``, ``date``, ``machine``.
+        record: ``commands``, ``commit``, ``date``, ``machine``.
     """
     good = sum(outcome.good for outcome in outcomes)
     same = sum(outcome.same for outcome in outcomes)
     lines = [
         f"{len(outcomes)} faults: {same} ended with the result of the undisturbed run, {good} without any complaint.",
         "",
-        f"`{record['command']}` at commit {record['commit']}, {record['date']}, {record['machine']}.",
+        f"At commit {record['commit']}, {record['date']}, {record['machine']}:",
+        "",
+        "```sh",
+        *record["commands"],
+        "```",
         "",
         "| stage | fault | moment and end of the disturbed run | done a second time | same result | complaints |",
         "|---|---|---|---|---|---|",

@@ -68,6 +68,7 @@ def test_marked_processes_are_found_and_waited_for() -> None:
 def test_plan_covers_all_stages_and_is_repeatable() -> None:
     plan = trial.plan(64, 0)
     assert len(plan) == 64 and plan == trial.plan(64, 0) and plan != trial.plan(64, 1)
+    assert {(fault["kind"], fault["stage"]) for fault in trial.plan(3, 0, ["term"], [4])} == {("term", 4)}
     pairs = {(fault["kind"], fault["stage"]) for fault in plan}
     assert pairs == {(name, stage) for name, kind in faults.KINDS.items() for stage in kind.stages}
     assert {stage for _, stage in pairs} == {1, 2, 3, 4, 5, 6}
@@ -78,7 +79,7 @@ def test_table_replaces_the_one_before(tmp_path: Path) -> None:
     target.write_text(f"text\n{page.BEGIN}\nold\n{page.END}\nmore\n")
     good = trial.Outcome("trainer", 4, "1 killed", "2 of 30 steps", True, [], 9.0)
     bad = trial.Outcome("ctrl_c", 2, "", "", False, ["a | b"], 9.0)
-    record = {"command": "tools/fault_table.py", "commit": "abc", "date": "today", "machine": "here"}
+    record = {"commands": ["tools/fault_table.py"], "commit": "abc", "date": "today", "machine": "here"}
     page.write(target, page.table([good, bad], record))
     text = target.read_text()
     assert text.startswith("text\n") and text.endswith("\nmore\n") and "old" not in text

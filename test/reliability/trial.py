@@ -4,7 +4,7 @@ import random
 import re
 import subprocess
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from reliability import compare, faults, losses, processes
 from reliability.faults import KINDS, Kind, Scene, TooLate
@@ -34,13 +34,25 @@ class Outcome(NamedTuple):
         return self.same and not self.problems
 
 
-def plan(count: int, seed: int, only: str = "") -> List[Dict[str, Any]]:
-    """Kinds and stages in turn, each with a seed of its own, until there are ``count``."""
-    pairs = [(name, stage) for name, kind in KINDS.items() for stage in kind.stages if only in ("", name)]
+def plan(count: int, seed: int, only: Sequence[str] = (), stages: Sequence[int] = ()) -> List[Dict[str, Any]]:
+    """Kinds and stages in turn, each with a seed of its own, until there are ``count``; those of Slurm come last.
+
+    Args:
+        count: number of faults; below that of all pairs of a kind and a stage, some are drawn.
+        seed: of the choice and of all moments.
+        only: kinds to choose from; by default all.
+        stages: stages to choose from; by default all.
+    """
+    pairs = [
+        (name, stage)
+        for name, kind in KINDS.items()
+        for stage in kind.stages
+        if (not only or name in only) and (not stages or stage in stages)
+    ]
     draw = random.Random(seed)
-    rest = [draw.choice(pairs) for _ in range(max(0, count - len(pairs)))]
-    chosen = draw.sample(pairs, min(count, len(pairs))) if count < len(pairs) else pairs + rest
-    # Those of Slurm last: everything else can be tried without it.
+    chosen: List[Tuple[str, int]] = []
+    while pairs and len(chosen) < count:
+        chosen += draw.sample(pairs, min(count - len(chosen), len(pairs)))
     chosen.sort(key=lambda pair: KINDS[pair[0]].on_cluster)
     return [{"kind": name, "stage": stage, "seed": draw.randrange(10**6)} for name, stage in chosen]
 
