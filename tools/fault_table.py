@@ -94,14 +94,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm.")))
                     workspace.cluster = stack.enter_context(slurm_cluster.slurm_cluster(folder))
                 done[key] = {**fault, "commit": record["commit"], "outcome": trial.attempt(workspace, *key)._asdict()}
-                record["faults"] = list(done.values())
+                # What never hit a running stage says nothing; it is tried again by the next call.
+                record["faults"] = [one for one in done.values() if one["outcome"]["problems"] != [trial.NOT_HIT]]
                 write_text(args.json, json.dumps(record, indent=1) + "\n")
             outcome = trial.Outcome(**done[key]["outcome"])
             verdict = "good" if outcome.good else "; ".join(outcome.problems)
             say(f"{number} of {len(faults)}: {outcome.kind}, stage {outcome.stage}: {outcome.remark}; "
                 f"lost {outcome.lost}; {outcome.seconds:.0f} s; {verdict}")  # fmt: skip
-    outcomes = [trial.Outcome(**one["outcome"]) for one in done.values()]
-    record["commit"] = ", ".join(sorted({one["commit"] for one in done.values()}))
+    outcomes = [trial.Outcome(**one["outcome"]) for one in record["faults"]]
+    record["commit"] = ", ".join(sorted({one["commit"] for one in record["faults"]}))
     if args.page:
         page.write(args.page, page.table(outcomes, record))
     bad = [outcome for outcome in outcomes if not outcome.good]

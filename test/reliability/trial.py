@@ -13,6 +13,8 @@ from reliability.workspace import EPOCHS, STEPS, Workspace
 
 from i2srf_kd.checkpoint import DAMAGED
 
+NOT_HIT = "not hit"
+
 _ATTEMPTS = 4  # to hit a stage while it runs
 _SETTLE_SECONDS = 30.0  # what a killed run may take to save and to end
 _CRASH = re.compile(r"Traceback \(most recent call last\)|Segmentation fault|unbound variable")
@@ -67,7 +69,7 @@ def attempt(workspace: Workspace, name: str, stage: int, seed: int) -> Outcome:
             _end(workspace)
         finally:
             faults.unmount(workspace)
-    return Outcome(name, stage, "the stage was faster each time", "", False, ["not hit"], 0.0)
+    return Outcome(name, stage, "the stage was faster each time", "", False, [NOT_HIT], 0.0)
 
 
 def _end(workspace: Workspace) -> None:

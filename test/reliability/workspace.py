@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,11 @@ SAVE_EVERY = 3  # steps
 RANKS = 2  # of the trainings of several processes
 
 
+def _listen_to_ctrl_c() -> None:
+    """As in a terminal: what a shell starts in the background would ignore it, and all that it starts as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """One command line of the recipe that was started."""
 
@@ -32,7 +38,7 @@ class Run:
         with output.open("wb") as stream:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True, cwd=REPOSITORY,
+                start_new_session=True, cwd=REPOSITORY, preexec_fn=_listen_to_ctrl_c,
             )  # fmt: skip
         self.started = time.time()
 
