@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import re
-import uuid
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence
 import numpy as np
 import torch
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, atomic_path
+from i2srf_kd.errors import FULL, UserError, disk_full
+from i2srf_kd.files import PathLike, atomic_path, temporary_name
 
 CHECKPOINT = "checkpoint.pth"
 PREVIOUS = "checkpoint.previous.pth"
@@ -59,10 +58,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 def cannot_write(path: PathLike, error: Exception) -> UserError:
     """The error of a file that could not be written."""
-    reason = getattr(error, "strerror", None) or "is the disk full?"
-    return UserError(
-        f"cannot write {path}: {reason}; free space and run the same command again (the last state is kept)"
-    )
+    if not isinstance(error, OSError):
+        return disk_full(path, "is the disk full?")
+    if error.errno in FULL:
+        return disk_full(path, error.strerror)
+    return UserError(f"cannot write {path}: {error.strerror}; mend that and run the same command again")
 
 
 def check_integrity(path: PathLike) -> None:
@@ -199,7 +199,7 @@ def plain(value: Any) -> Any:
 
 def _keep_as(current: Path, previous: Path) -> None:
     """Let ``previous`` be another name of ``current``; at every moment one of both is sound."""
-    temporary = previous.with_name(f".{previous.stem}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(previous)
     try:
         os.link(current, temporary)
     except OSError:  # a file system without hard links
@@ -223,7 +223,7 @@ def replace_link(link: PathLike, target_name: str) -> None:
     link = Path(link)
     if link.is_symlink() and os.readlink(link) == target_name:
         return
-    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(link)
     try:
         os.symlink(target_name, temporary)
         os.replace(temporary, link)

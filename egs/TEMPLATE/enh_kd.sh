@@ -534,6 +534,7 @@ stage_job_options() {
 running_stage=""
 say_what_failed() {
     local status=$?
+    release_lock
     [[ -z "${running_stage}" || "${status}" == 0 || "${status}" == 75 ]] ||
         echo "error: ${running_stage} ended with exit code ${status}" >&2
 }

@@ -80,6 +80,45 @@ run() {
     return "${status}"
 }
 
+# hold_lock FILE: wait until no other run works on what FILE stands for, and keep others from it until release_lock.
+# Programs that this script starts hold it as well: after a pipeline that was killed, the next one waits for its end.
+stage_lock=""
+stage_lock_fd=""
+hold_lock() {
+    local status
+    release_lock
+    command -v flock >/dev/null || return 0
+    mkdir -p -- "$(dirname -- "$1")"
+    while true; do
+        exec {stage_lock_fd}>>"$1"
+        status=0
+        flock --nonblock "${stage_lock_fd}" || status=$?
+        if ((status == 1)); then
+            log "in use, waiting for $(cat -- "$1" 2>/dev/null) or what it started: ${1%.lock}"
+            run flock "${stage_lock_fd}" || exit $?
+        elif ((status > 1)); then
+            warn "$1 cannot be locked: make sure that only one run works there"
+        fi
+        # A lock is removed by its last holder; that of a file without a name keeps nobody out.
+        [[ ! "$1" -ef "/dev/fd/${stage_lock_fd}" ]] || break
+        exec {stage_lock_fd}>&-
+    done
+    stage_lock="$1"
+    echo "process $$ on $(uname -n) since $(date '+%Y-%m-%d %H:%M:%S')" 2>/dev/null >"$1" || true # a full disk
+}
+
+release_lock() {
+    [[ -n "${stage_lock}" ]] || return 0
+    exec {stage_lock_fd}>&-
+    # Without its file only if nobody else holds it: neither a run that waited nor a program of this one.
+    if [[ -f "${stage_lock}" ]]; then
+        exec {stage_lock_fd}<"${stage_lock}"
+        ! flock --nonblock "${stage_lock_fd}" 2>/dev/null || rm -f -- "${stage_lock}"
+        exec {stage_lock_fd}<&-
+    fi
+    stage_lock=""
+}
+
 # parts_of NJ SCP: into how many parts the work is split, no more than there are utterances.
 parts_of() {
     local lines
@@ -112,6 +151,7 @@ skip_if_done() {
     shift 2
     done_file="${file}"
     done_settings=("$@")
+    [[ -f "${file}" && "${force}" == false ]] || hold_lock "${file}.lock"
     if [[ ! -f "${file}" || "${force}" == true ]]; then
         [[ "${mode}" == keep ]] || rm -f -- "${file}" # a trained model keeps its own until it is moved aside
         return 1
@@ -127,10 +167,12 @@ skip_if_done() {
     done
     if ((${#changes[@]} == 0)); then
         log "already finished, skipped: ${file%/*} (${file})"
+        release_lock
         return 0
     fi
     if [[ "${only_inputs}" == true && "${mode}" == redo ]]; then
         log "what it was made from has changed, running again: ${file%/*}"
+        hold_lock "${file}.lock"
         rm -f -- "${file}" # an interruption from here on must not leave what looks finished
         return 1
     fi
@@ -142,14 +184,15 @@ skip_if_done() {
     exit 2
 }
 
-# Record that what the last skip_if_done asked about is now done.
+# Record that what the last skip_if_done asked about is now done. The lock keeps others from the temporary name.
 mark_done() {
-    local temporary
+    local temporary="${done_file}.tmp"
     mkdir -p -- "$(dirname -- "${done_file}")"
-    temporary="$(mktemp "${done_file}.XXXXXX")"
     {
         printf '%s\n' "${done_settings[@]}"
         echo "finished=$(date '+%Y-%m-%dT%H:%M:%S.%N%z')"
-    } >"${temporary}"
-    mv -- "${temporary}" "${done_file}"
+    } >"${temporary}" && mv -- "${temporary}" "${done_file}" ||
+        fail "cannot write ${done_file} ($(df --output=avail -BM -- "${done_file%/*}" | tail -n 1 | tr -d 'M ') MB left);" \
+            "free space and run the same command again"
+    release_lock
 }

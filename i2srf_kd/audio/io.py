@@ -1,6 +1,5 @@
 """Probing, reading and writing audio files, with errors that name the file and its problem."""
 
-import errno
 import logging
 import struct
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import soundfile
 
 from i2srf_kd.audio.resample import resample
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import UserError, disk_full
 from i2srf_kd.files import PathLike, atomic_path
 
 logger = logging.getLogger(__name__)
@@ -97,6 +96,7 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
 
     Raises:
         UserError: NaN or infinite values, more than 8 channels for FLAC, an unknown format, or a failing disk.
+        DiskFull: there is no space left.
     """
     wave = np.asarray(wave)
     n_channels = wave.shape[1] if wave.ndim > 1 else 1
@@ -110,10 +110,10 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
             soundfile.write(temporary, samples, fs, subtype=subtype)
             check_written(temporary, len(samples), path)
     except OSError as error:
-        raise _write_error(path, error) from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (soundfile.LibsndfileError, AssertionError) as error:
         # soundfile asserts that all samples were written; on a full disk they are not
-        raise UserError(f"{path}: cannot be written, is the disk full? ({error})") from None
+        raise disk_full(path, f"is the disk full? {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be written as {subtype} at {fs} Hz ({error})") from None
     if clipped:
@@ -205,7 +205,7 @@ def check_written(temporary: PathLike, frames: int, path: PathLike) -> None:
     except UserError:
         complete = frames == 0
     if not complete:
-        raise UserError(f"{path}: not all samples could be written, is the disk full?")
+        raise disk_full(path, "not all samples could be written, is the disk full?")
 
 
 def count_clipped(wave: np.ndarray, subtype: str) -> int:
@@ -234,8 +234,3 @@ def as_samples(wave: np.ndarray, subtype: str) -> np.ndarray:
     full_scale = 2.0 ** (bits - 1)
     values = np.clip(np.rint(wave.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
     return values.astype(np.int16) if bits == 16 else values.astype(np.int32) << (32 - bits)
-
-
-def _write_error(path: PathLike, error: OSError) -> UserError:
-    hint = "; free space there or choose another folder" if error.errno == errno.ENOSPC else ""
-    return UserError(f"{path}: cannot be written ({error.strerror or error}){hint}")

@@ -17,16 +17,14 @@ import json
 import math
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import Table, describe, parse_shard, read_audio_table, write_table
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import write_text
+from i2srf_kd.errors import DiskFull, UserError, run_command
+from i2srf_kd.files import remove_temporaries, write_text
+from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 
 Record = Dict[str, Any]
@@ -95,6 +93,8 @@ def _enhance(task: Tuple[str, str, str]) -> Record:
         enhanced = enhancer(wave, fs, options.max_window_seconds, overlap)
         compute_seconds = time.perf_counter() - start
         clipped = write_audio(target, enhanced, fs, "PCM_16")
+    except DiskFull:
+        raise
     except UserError as error:
         raise UserError(f"utterance {utt}: {error}") from None
     except RuntimeError as error:  # torch's, such as a lack of memory
@@ -132,20 +132,8 @@ def _is_unchanged(record: Record, path: str) -> bool:
 
 def enhance_all(tasks: Sequence[Tuple[str, str, str]], options: Options, nj: int) -> Iterator[Record]:
     """Enhance utterances in ``nj`` processes, in the order of ``tasks``."""
-    if not tasks:
-        return
-    if nj == 1 or len(tasks) == 1:
-        _start_worker(options)
-        yield from map(_enhance, tasks)
-        return
-    # Workers are started afresh, not forked: the numerical libraries' threads do not survive a fork.
-    pool = ProcessPoolExecutor(min(nj, len(tasks)), get_context("spawn"), _start_worker, (options,))
-    try:
-        yield from pool.map(_enhance, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(f"--nj {nj}: a process died, perhaps for lack of memory; use fewer") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with process_map(_enhance, tasks, nj, chunksize=1, initializer=_start_worker, initargs=(options,)) as records:
+        yield from records
 
 
 def _shard_file(out_dir: Path, index: int, count: int) -> Path:
@@ -251,6 +239,8 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
     }
     write_text(out_dir / "enhance.json", json.dumps(result, indent=2) + "\n")
     write_complexity_beside(options, out_dir)
+    for folder in (out_dir, out_dir / "wav", out_dir / "shards"):
+        remove_temporaries(folder)  # of runs that were killed; all shards are finished
     for scp in SCPS:
         write_table(out_dir / scp, {utt: _wav(out_dir, utt) for utt in names})
     return result

@@ -14,6 +14,7 @@ import numpy as np
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import DataDir, read_table
 from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.files import remove_temporaries
 from i2srf_kd.progress import progress
 from i2srf_kd.reports.plots import spectrogram_grid
 
@@ -51,6 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = get_parser().parse_args(argv)
     data = DataDir.read(args.data_dir)
     systems = read_systems(args.system)
+    remove_temporaries(args.out)  # of a run that was killed
     for utt in progress(spread(list(data.wav), args.num), desc="examples"):
         mixture, fs = read_audio(data.wav[utt])
         waves = {"noisy": mixture if mixture.ndim == 1 else mixture[:, args.ref_channel]}

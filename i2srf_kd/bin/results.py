@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import write_text
+from i2srf_kd.files import remove_temporaries, write_text
 from i2srf_kd.reports import results
 
 
@@ -88,6 +88,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     comparisons = _comparisons([system.name for system in systems], args.baseline, args.compare)
     pictures, audio = results.find_media(args.pictures) if args.pictures else ([], [])
     content = results.build(args.title, systems, comparisons, args.note, args.command)
+    remove_temporaries(args.out.parent)  # of a run that was killed
     write_text(args.out, results.to_markdown(content, args.out.parent, pictures, audio))
     write_text(json_file, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     print(f"{args.out}: {len(systems)} systems")

@@ -15,10 +15,7 @@ import argparse
 import json
 import logging
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -27,9 +24,10 @@ import numpy as np
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import describe, parse_shard, read_audio_table
 from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.files import PathLike, remove_temporaries, write_text
 from i2srf_kd.metrics import asr, dnsmos
 from i2srf_kd.metrics.utterance import DEFAULT, align_lengths, score_utterance
+from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 from i2srf_kd.reports.scores import read_csv, summarise, write_csv
 
@@ -139,18 +137,9 @@ def recognise(
 
 def score_pairs(pairs: Sequence[Pair], options: Options, nj: int = 1) -> Iterator[Dict[str, Any]]:
     """Score utterances in ``nj`` processes; results come in the order of ``pairs``."""
-    score = partial(score_pair, options=options)
-    if nj == 1 or len(pairs) < 2:
-        yield from map(score, pairs)
-        return
-    # Workers are started afresh, not forked: the numerical libraries' threads do not survive a fork.
-    pool = ProcessPoolExecutor(min(nj, len(pairs)), mp_context=get_context("spawn"))
-    try:
-        yield from pool.map(score, pairs, chunksize=max(1, min(8, len(pairs) // (4 * nj))))
-    except BrokenProcessPool as error:
-        raise UserError(f"--nj {nj}: a scoring process died, perhaps for lack of memory; use fewer") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    chunksize = max(1, min(8, len(pairs) // (4 * nj)))
+    with process_map(partial(score_pair, options=options), pairs, nj, chunksize) as rows:
+        yield from rows
 
 
 def _shard_file(out_dir: Path, index: int, count: int) -> Path:
@@ -201,6 +190,8 @@ def collect(
                 f"{out_dir}/shards: utterance {row['utt']} was scored with other metrics; give --collect the same "
                 "options as --shard, or score again"
             )
+    for folder in (out_dir, out_dir / "shards"):
+        remove_temporaries(folder)  # of runs that were killed; all shards are finished
     write_csv(out_dir / "scores.csv", rows, options.columns)
     summary = summarise(rows, options.columns)
     summary.update(si_sdr_zero_mean=options.zero_mean, ref_channel=options.ref_channel, **asr_record)

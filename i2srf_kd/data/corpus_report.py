@@ -15,10 +15,10 @@ import numpy as np
 
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.audio.level import active_frames, to_db
-from i2srf_kd.data.formatting import process_map
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems, write_table
 from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, atomic_path, write_text
+from i2srf_kd.files import PathLike, atomic_path, remove_temporaries, write_text
+from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,8 @@ def write_statistics(dump_dir: PathLike, sets: Sequence[str], out_dir: PathLike,
     if len(set(sets)) < len(sets):
         raise UserError(f"--sets {' '.join(sets)}: a set is named twice")
     out = Path(out_dir)
+    for folder in (out, *(out / name for name in sets)):
+        remove_temporaries(folder)  # of a run that was killed
     data = {name: DataDir.read(Path(dump_dir, name)) for name in sets}
     reports = {name: _measure_set(name, data[name], nj) for name in sets}
     for name in sets:

@@ -9,20 +9,18 @@ silent side are left out, counted in a warning and listed in ``dropped.tsv``.
 
 import json
 import logging
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, probe, read_audio, write_audio
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.errors import DiskFull, UserError
+from i2srf_kd.files import PathLike, remove_temporaries, write_text
+from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -31,9 +29,6 @@ AUDIO_FORMATS = ("flac", "wav")
 MAX_CHANNELS = 16
 SILENCE = 2.0**-15  # one step of 16 bit
 _SAVE_EVERY = 200  # utterances between two savings of the record
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class FormatOptions(NamedTuple):
@@ -146,6 +141,8 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
         )
     data = _formatted(source.subset(source.wav.keys() - dropped.keys()), records, out, options)
     data.write(out)
+    for folder in (out, _records_folder(out), *(path.parent for path in _outputs(out, "", options))):
+        remove_temporaries(folder)  # of runs that were killed; all shards are finished
     for file in _record_files(out):
         if not file.stem.endswith(f"-of-{count}"):
             file.unlink()
@@ -198,6 +195,8 @@ def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: Form
             wave = resample(wave, fs, options.fs)
             clipped += write_audio(path, wave, options.fs)
             sizes.append(path.stat().st_size)
+    except DiskFull:  # not the fault of this utterance
+        raise
     except UserError as error:
         return Record(key, broken=str(error))
     return Record(key, len(wave), clipped, tuple(sizes))
@@ -321,23 +320,3 @@ def _finished_shard(out: Path, options: FormatOptions, index: int, count: int) -
 def _raise_broken(in_dir: PathLike, records: Dict[str, Record]) -> None:
     problems = [f"{utt_id}: {record.broken}" for utt_id, record in sorted(records.items()) if record.broken]
     raise_problems(f"{in_dir}: {len(problems)} of {len(records)} utterances are broken", problems)
-
-
-@contextmanager
-def process_map(work: Callable[[Item], Result], items: Sequence[Item], nj: int) -> Iterator[Iterable[Result]]:
-    """Results of ``work`` for all items, in order, from ``nj`` processes (this one when ``nj`` is 1).
-
-    Raises:
-        UserError: ``nj`` is below 1.
-    """
-    if nj < 1:
-        raise UserError(f"--nj {nj}: must be 1 or more")
-    nj = min(nj, len(items) or 1)
-    if nj == 1:
-        yield map(work, items)
-        return
-    pool = ProcessPoolExecutor(nj, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map(work, items, chunksize=max(1, min(16, len(items) // (4 * nj))))
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.errors import UserError
+from i2srf_kd.files import remove_temporaries
 
 
 def get_preparation_parser(description: Optional[str]) -> argparse.ArgumentParser:
@@ -98,5 +99,6 @@ def write_sets(args: argparse.Namespace, train: DataDir, valid: DataDir, test: D
     """Write the three sets below ``--data_dir`` and say what is in them."""
     for name, data in zip(set_names(args), (train, valid, test), strict=True):
         folder = Path(args.data_dir, name)
+        remove_temporaries(folder)  # of a run that was killed
         data.write(folder)
         print(f"{folder}: {len(data)} utterances of {len(data.spk2utt)} speakers")

@@ -19,12 +19,12 @@ import numpy as np
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.audio.level import active_power
 from i2srf_kd.data.ambisonics_rooms import Recording, draw_room, draw_scene, record
-from i2srf_kd.data.formatting import process_map
 from i2srf_kd.data.l3das23 import MAX_SECONDS, SET_PREFIX, speaker_of
 from i2srf_kd.data.preparation import hold_out
 from i2srf_kd.data.synthesis import MiniCorpusOptions, between_pauses, write_once, write_sources
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import PathLike
+from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import yaml
 
 from i2srf_kd.checkpoint import cannot_write, has_checkpoint
 from i2srf_kd.errors import UserError
-from i2srf_kd.files import atomic_path
+from i2srf_kd.files import atomic_path, remove_temporaries
 
 INTERRUPTED = ".interrupted"
 OPTIONS = "options.yaml"  # those the run was started with; config.yaml is not whole while ESPnet writes it
@@ -160,6 +160,8 @@ def lock_experiment(output_dir: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()
     _held_locks.append(file)
+    for folder in (output_dir, output_dir / "images"):
+        remove_temporaries(folder)  # of runs that were killed
 
 
 def move_aside(output_dir: Path) -> Path:

@@ -8,12 +8,12 @@ one that was left alone (on the CPU, or on a GPU with deterministic kernels).
 import argparse
 import dataclasses
 import datetime
-import errno
 import importlib.util
 import logging
 import math
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -43,7 +43,7 @@ from i2srf_kd.checkpoint import (
     save_training_state,
     write_averages,
 )
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import FULL, UserError
 from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
 from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
 from i2srf_kd.espnet.model import DistillEnhancementModel
@@ -61,6 +61,11 @@ from i2srf_kd.progress import progress
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 PROGRESS_SECONDS = 60.0
 RANK_SEED_STRIDE = 1_000_003  # apart from the seeds of neighbouring epochs
+
+# What gloo and NCCL say when a peer is gone.
+_LOST_PEER = (
+    r"(?i)connection (closed|reset) by peer|remote process exited|broken pipe|socket closed|store.*(closed|broken)"
+)
 
 
 # What ESPnet chooses by when --best_model_criterion is not given, for any task.
@@ -185,9 +190,11 @@ class DistillTrainer(Trainer):
             except TrainingInterrupted:
                 training.leave_interrupted()
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if error.errno not in FULL:
                     raise
                 raise cannot_write(error.filename or trainer_options.output_dir, error) from None
+            except RuntimeError as error:
+                raise lost_process(error, training.ranks.world_size) or error from None
 
 
 class Ranks:
@@ -898,6 +905,27 @@ def skipped_updates(sub_reporter: SubReporter) -> int:
         return sum(math.isfinite(item.value) for item in sub_reporter.stats.get(name, ()))
 
     return count("train_time") - count("grad_norm")
+
+
+def lost_process(error: RuntimeError, world_size: int) -> Optional[UserError]:
+    """What to tell when another process of the training has died; None for any other error.
+
+    Args:
+        error: raised by torch.
+        world_size: number of ranks.
+    """
+    text = str(error)
+    if "DataLoader worker" in text:
+        return UserError(
+            f"a process that reads the data has died ({text.splitlines()[0]}), perhaps for lack of memory; run the "
+            "same command again to go on from the last saved state"
+        )
+    if world_size > 1 and re.search(_LOST_PEER, text):
+        return UserError(
+            "another process of this training has died: look for its error above this line or in its log; run the same "
+            "command again to go on from the last saved state"
+        )
+    return None
 
 
 def rng_state() -> Dict[str, Any]:

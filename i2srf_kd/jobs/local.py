@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Deque, Dict, List, Optional
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import FULL, UserError, disk_full
 from i2srf_kd.jobs.array import JobArray, JobResult, quote
 from i2srf_kd.jobs.parent import end_with_parent
 from i2srf_kd.jobs.ranks import step_command
@@ -86,6 +86,7 @@ class _Element:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    close_fds=False,  # a lock that this process inherited lasts until the element has ended
                     preexec_fn=end_with_parent(),
                 )
             except OSError as error:  # as a shell would say it
@@ -100,6 +101,8 @@ class _Element:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             self.log.write_text(header(quote(command), socket.gethostname(), now), encoding="utf-8")
         except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(self.log, error.strerror) from None
             raise UserError(f"cannot write the log {self.log}: {error.strerror}") from error
 
     def poll(self) -> bool:
@@ -133,9 +136,14 @@ class _Element:
     def _finish(self, code: int) -> None:
         self.code = code
         self.seconds = time.monotonic() - self.start
-        with self.log.open("a", encoding="utf-8") as stream:
-            now = datetime.now().astimezone().isoformat(timespec="seconds")
-            stream.write(footer(now, code, self.seconds))
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.write(footer(now, code, self.seconds))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            say(f"warning: {disk_full(self.log, error.strerror)}")
 
     def _signal_group(self, number: int) -> bool:
         assert self.process is not None
