@@ -18,9 +18,10 @@ from typing import Any, Callable, Iterator, List, Mapping, Sequence
 import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
-from i2srf_kd.ablation.pipeline import Pipeline, call, last_lines
+from i2srf_kd.ablation.pipeline import Pipeline, last_lines
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import write_text
+from i2srf_kd.jobs.call import call
 
 EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75

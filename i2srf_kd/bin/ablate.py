@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 from i2srf_kd.ablation.grid import Grid, check_options, read_grid
-from i2srf_kd.ablation.pipeline import Pipeline, call, parse_option_words
+from i2srf_kd.ablation.pipeline import Pipeline, parse_option_words
 from i2srf_kd.ablation.runs import (
     EXIT_REFUSED,
     EXIT_RUN_AGAIN,
@@ -30,6 +30,7 @@ from i2srf_kd.ablation.runs import (
     write_plan,
 )
 from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.jobs.call import call
 from i2srf_kd.jobs.local import visible_gpus
 
 _LOCK_SECONDS = 60.0
