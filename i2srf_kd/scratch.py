@@ -141,9 +141,11 @@ def _changing(base: Path) -> Iterator[None]:
             break
         file.close()  # its holder has just removed it
     with file:
-        yield
-        if not any(base.glob(f"{_prefix()}*")):
-            path.unlink()
+        try:
+            yield
+        finally:
+            if not any(base.glob(f"{_prefix()}*")):
+                path.unlink()
 
 
 def _remove_unused(base: Path, but: Path) -> None:
