@@ -1,4 +1,7 @@
-"""A real Slurm of one machine for the tests: authentication, controller and node daemon in a folder of their own.
+"""A real Slurm for the tests: authentication, controller and node daemons of one machine in a folder of their own.
+
+Several nodes are several daemons on this machine, each with its name, port and folder: what a job of two machines does
+is done, but for the network between them.
 
 Nothing of the system's own installation is touched, no accounting database is used (as in Debian's packages), and all
 daemons end with the context. Needs root and the packages ``slurm-wlm`` and ``munge``.
@@ -21,7 +24,6 @@ _CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -29,11 +31,11 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -52,8 +54,8 @@ MinJobAge=30
 CompleteWait=0
 # More CPUs and memory than the machine may have: the tests are about order, not about speed.
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=200000 State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+{nodes}
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
 
@@ -80,28 +82,47 @@ def free_ports(count: int) -> List[int]:
 
 
 class SlurmCluster:
-    """Daemons in ``folder``; :attr:`environment` makes Slurm's commands talk to them."""
+    """Daemons in ``folder``; :attr:`environment` makes Slurm's commands talk to them.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: for everything that the daemons write.
+        nodes: number of machines that the cluster seems to have.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 1):
         self.folder = folder
         self.host = socket.gethostname().split(".")[0]
+        # The first name is one that can be resolved: there the processes of a job meet.
+        self.nodes = [self.host, *(f"{self.host}-{number}" for number in range(2, nodes + 1))]
         self.environment: Dict[str, str] = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: Dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
         """Start all daemons and wait until the node takes jobs."""
-        for name in ("state", "spool"):
+        for name in ("state", *(f"spool.{node}" for node in self.nodes)):
             (self.folder / name).mkdir()
-        controller_port, node_port = free_ports(2)
+        controller_port, *ports = free_ports(1 + len(self.nodes))
+        lines = [
+            f"NodeName={node} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=200000"
+            for node, port in zip(self.nodes, ports, strict=True)
+        ]
         (self.folder / "slurm.conf").write_text(
             _CONFIGURATION.format(
-                host=self.host, folder=self.folder, controller_port=controller_port, node_port=node_port
+                host=self.host, folder=self.folder, controller_port=controller_port, nodes="\n".join(lines)
             )
         )
         self._start_munge()
         self.start_daemon("slurmctld")
-        self.start_daemon("slurmd")
-        self.wait_for(lambda: self.output("sinfo", "-h", "-o", "%T") in ("idle", "mixed", "allocated"), "an idle node")
+        for node in self.nodes:
+            self._start("slurmd" if len(self.nodes) == 1 else f"slurmd.{node}", [*self._command("slurmd"), "-N", node])
+        ready = ("idle", "mixed", "allocated")
+        self.wait_for(
+            lambda: (
+                [state in ready for state in self.output("sinfo", "-hN", "-o", "%T").split()]
+                == [True] * len(self.nodes)
+            ),
+            "idle nodes",
+        )
 
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"
@@ -115,8 +136,11 @@ class SlurmCluster:
         self.wait_for((self.folder / "munge.socket").exists, "munged")
 
     def start_daemon(self, name: str) -> None:
-        """Start ``slurmctld`` or ``slurmd``, again after :meth:`stop_daemon`."""
-        self._start(name, [name, "-D", "-f", str(self.folder / "slurm.conf")])
+        """Start ``slurmctld`` or the ``slurmd`` of a cluster of one node, again after :meth:`stop_daemon`."""
+        self._start(name, self._command(name))
+
+    def _command(self, name: str) -> List[str]:
+        return [name, "-D", "-f", str(self.folder / "slurm.conf")]
 
     def _start(self, name: str, command: List[str]) -> None:
         with (self.folder / f"{name}.out").open("ab") as stream:
@@ -136,13 +160,14 @@ class SlurmCluster:
 
     def stop(self) -> None:
         """Cancel what is left and end all daemons."""
-        if "slurmctld" in self.daemons and "slurmd" in self.daemons:
+        nodes = [name for name in self.daemons if name.startswith("slurmd")]
+        if "slurmctld" in self.daemons and nodes:
             self.output("scancel", "--signal=KILL", "--full", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
             self.output("scancel", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
             end = time.monotonic() + 20
             while self.queue() and time.monotonic() < end:
                 time.sleep(0.2)
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in (*nodes, "slurmctld", "munged"):
             if name in self.daemons:
                 self.stop_daemon(name)
 
@@ -172,9 +197,9 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
+def slurm_cluster(folder: Path, nodes: int = 1) -> Iterator[SlurmCluster]:
     """A running cluster, which ends with the context."""
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, nodes)
     try:
         cluster.start()
         yield cluster

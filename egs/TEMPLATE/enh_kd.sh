@@ -28,6 +28,7 @@ num_nodes=1              # machines for training
 num_threads=             # CPU threads for training; by default all
 python=                  # Python to use; by default the environment of tools/, built on first use
 cmd_backend=             # how commands are run, see run_jobs --help; by default as cmd.sh of the recipe says
+scratch=                 # folder on the disk of the machine that trains, such as '$TMPDIR': it reads a copy of the data there
 train_tasks=             # processes of a training on each machine under Slurm; by default one per GPU
 submit=false             # leave the stages to Slurm, as jobs that wait for each other, and return
 status=false             # show how far each stage is, and run nothing
@@ -45,7 +46,7 @@ train_set=train          # name of the training set
 valid_set=valid          # name of the validation set
 test_sets=test           # names of the test sets, separated by blanks
 fs=16000                 # sampling rate in Hz
-audio_format=flac        # format of the formatted audio
+audio_format=flac        # format of the formatted audio: flac, wav, or in few large files flac.ark, wav.ark
 check_md5=true           # verify downloaded archives
 check_counts=true        # verify the number of utterances
 local_data_opts=         # further options for local/data.py or local/data.sh
@@ -282,6 +283,12 @@ train_model() {
         # Spin shortly only: threads that wait in a loop for one that lost its core stall the step several times over.
         command=(env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=536870912 \
             GOMP_SPINCOUNT=10000 "${command[@]}")
+    fi
+    if [[ -n "${scratch}" ]]; then
+        module with_scratch
+        command=("${module_command[@]}" --scratch "${scratch}" --sets "${rawdir}/${train_set}" "${rawdir}/${valid_set}" \
+            -- "${command[@]}" "$@")
+        set --
     fi
     run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" "${train_resources[@]}" \
         "${logdir}/train_${name}.log" "${command[@]}" "$@" || status=$?

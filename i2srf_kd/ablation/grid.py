@@ -43,9 +43,9 @@ RESERVED = {
     "score_systems": "the ablation chooses what is scored",
     "show_options": "give it to run.sh",
     "force": "remove the folder of a cell to train it again, or give the grid file another name",
-    "cmd_backend": "set it in cmd.sh",
+    "cmd_backend": "give it on the command line, or set it in cmd.sh",
     "num_nodes": "a run uses one machine; train the teacher on several with run.sh --stop_stage 4",
-    "submit": "set cmd_backend=slurm in cmd.sh",
+    "submit": "give --cmd_backend slurm, and the runs become a job array",
     "status": "give --action list",
     "results_title": "the grid has a title",
 }

@@ -1,17 +1,12 @@
-"""Calling a recipe's ``run.sh``: what its options come to, and running it with signals passed on."""
+"""Calling a recipe's ``run.sh``: what its options come to, and running it."""
 
-import os
 import shlex
-import signal
 import subprocess
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Sequence
 
 from i2srf_kd.errors import UserError
-from i2srf_kd.jobs.parent import end_with_parent
-
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from i2srf_kd.jobs.call import call
 
 
 def option_words(options: Mapping[str, str]) -> List[str]:
@@ -72,54 +67,6 @@ class Pipeline:
     def run(self, **more: str) -> int:
         """Run it; the exit code."""
         return call(self.command(**more))
-
-
-def call(
-    command: Sequence[str],
-    output: Optional[IO[Any]] = None,
-    environment: Optional[Mapping[str, str]] = None,
-    pass_fds: Sequence[int] = (),
-) -> int:
-    """Run a program, pass signals on to it and wait for it, whatever happens.
-
-    Args:
-        command: program and arguments. It gets SIGTERM when this process is killed.
-        output: file for both of its outputs; by default those of this process.
-        environment: added to that of this process.
-        pass_fds: files that stay open in it.
-
-    Returns:
-        Its exit code, 128 + signal number when a signal ended it.
-    """
-    received: List[int] = []
-    child: Optional[subprocess.Popen] = None
-
-    def pass_on(number: int, frame: Optional[FrameType]) -> None:
-        received.append(number)
-        if child is not None and child.returncode is None:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
-    try:
-        child = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,  # or Ctrl-C would reach it twice
-            preexec_fn=end_with_parent(),
-        )
-        for number in list(received):  # while it was being started
-            child.send_signal(number)
-        code = child.wait()
-    except OSError as error:
-        raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
 
 
 def last_lines(path: Path, count: int = 15) -> List[str]:

@@ -6,23 +6,26 @@ exp/ablation/<grid>/<cell>/seed<k>/          experiment folder, with scored_<set
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Mapping, Sequence
+from typing import Any, List, Mapping, Sequence, Tuple
 
 import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
-from i2srf_kd.ablation.pipeline import Pipeline, call, last_lines
+from i2srf_kd.ablation.pipeline import Pipeline, last_lines, parse_option_words
 from i2srf_kd.errors import UserError
 from i2srf_kd.files import write_text
+from i2srf_kd.jobs.call import call
 from i2srf_kd.locks import held, wait_for
 
 EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75
 _STATE = "state.json"
+_NO_INPUTS = ("python", "num_threads", "ngpu", "inference_nj", "scratch")  # options that change no result
 _CELL = "cell.yaml"
 
 
@@ -72,9 +75,20 @@ class Run:
     def exit_code(self) -> int:
         """How its last call of the pipeline ended; 0 where that is not known."""
         try:
-            return int(json.loads((self.folder / _STATE).read_text(encoding="utf-8"))["exit_code"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(self._last_call()["exit_code"])
+        except (ValueError, KeyError, TypeError):
             return 0
+
+    def _last_call(self) -> Mapping[str, Any]:
+        try:
+            return dict(json.loads((self.folder / _STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def is_current(self, test_sets: Sequence[str], inputs: str) -> bool:
+        """Whether it is finished, and its last call succeeded with these :func:`inputs_of`: nothing is left to do."""
+        last = self._last_call()
+        return self.state(test_sets) == "finished" and last.get("exit_code") == 0 and last.get("inputs") == inputs
 
 
 def stopped_by_signal(code: int) -> bool:
@@ -153,10 +167,32 @@ def command_of(run: Run, pipeline: Pipeline, expdir: str) -> List[str]:
     return pipeline.command(**options)
 
 
-def write_plan(runs: Sequence[Run], pipeline: Pipeline, expdir: str, path: Path) -> None:
-    """Write what the elements of the job array do, one entry per run."""
+def inputs_of(run: Run, pipeline: Pipeline, expdir: str, files: Sequence[Path]) -> str:
+    """A text that changes when a run could come out otherwise: its options, its cell, and what it reads.
+
+    Args:
+        run: the run.
+        pipeline: of all runs.
+        expdir: folder of the experiments.
+        files: configuration, and records of the stages that the run builds on; those that are absent count as well.
+    """
+    options = parse_option_words(command_of(run, pipeline, expdir)[1:])
+    kept = {name: value for name, value in options.items() if name not in _NO_INPUTS}
+    contents = [path.read_text(encoding="utf-8") if path.is_file() else None for path in files]
+    text = json.dumps([kept, _definition(run.cell), contents], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_plan(runs: Sequence[Tuple[Run, str]], pipeline: Pipeline, expdir: str, path: Path) -> None:
+    """Write what the elements of the job array do, one entry for each run with its :func:`inputs_of`."""
     entries = [
-        {"title": run.title, "folder": str(run.folder), "command": command_of(run, pipeline, expdir)} for run in runs
+        {
+            "title": run.title,
+            "folder": str(run.folder),
+            "inputs": inputs,
+            "command": command_of(run, pipeline, expdir),
+        }
+        for run, inputs in runs
     ]
     write_text(path, json.dumps(entries, indent=1) + "\n")
 
@@ -185,7 +221,7 @@ def carry_out(plan: Path, number: int) -> int:
         print(f"{entry['title']}: log {log}", flush=True)
         with log.open("wb") as output:
             code = call(entry["command"], output, pass_fds=[lock])
-        write_text(folder / _STATE, json.dumps({"exit_code": code}) + "\n")
+        write_text(folder / _STATE, json.dumps({"exit_code": code, "inputs": entry["inputs"]}) + "\n")
     if code and code != EXIT_RUN_AGAIN:
         print("\n".join(f"{entry['title']} | {line}" for line in last_lines(log)), flush=True)
     return code

@@ -1,16 +1,21 @@
 """Probing, reading and writing audio files, with errors that name the file and its problem."""
 
+import errno
+import io
 import logging
+import os
 import struct
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import BinaryIO, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import soundfile
 
+from i2srf_kd.audio.ark import open_entry, split_place
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.errors import UserError, disk_full
 from i2srf_kd.files import PathLike, atomic_path
+from i2srf_kd.scratch import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,19 @@ class AudioInfo(NamedTuple):
     subtype: str  # libsndfile's name of the sample format, such as PCM_16
 
 
+def audio_source(path: PathLike) -> Union[str, BinaryIO]:
+    """What soundfile is to open for an audio file, named by its path or as an entry of an archive (``x.ark:9``).
+
+    Where the running job has a copy on its own machine (:mod:`i2srf_kd.scratch`), that is read.
+
+    Raises:
+        UserError: an archive is absent or damaged.
+    """
+    file, place = split_place(path)
+    file = local_copy(file)
+    return file if place is None else open_entry(file, place)
+
+
 def probe(path: PathLike) -> AudioInfo:
     """Read the header of an audio file.
 
@@ -45,7 +63,7 @@ def read_audio(
     """Read an audio file or a part of it.
 
     Args:
-        path: any format that libsndfile reads.
+        path: any format that libsndfile reads, or an entry of an archive (``x.ark:9``).
         fs: resample to this rate in Hz; default: the file's own.
         start: first sample, counted at the file's own rate.
         frames: number of samples at the file's own rate, -1 for all up to the end.
@@ -98,46 +116,81 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
         UserError: NaN or infinite values, more than 8 channels for FLAC, an unknown format, or a failing disk.
         DiskFull: there is no space left.
     """
-    wave = np.asarray(wave)
-    n_channels = wave.shape[1] if wave.ndim > 1 else 1
-    if Path(path).suffix.lower() == ".flac" and n_channels > MAX_FLAC_CHANNELS:
-        raise UserError(f"{path}: FLAC holds at most {MAX_FLAC_CHANNELS} channels, not {n_channels}; write wav instead")
-    _check_finite(wave, path)
-    clipped = count_clipped(wave, subtype)
-    samples = as_samples(wave, subtype)
+    samples, clipped = _checked_samples(path, wave, Path(path).suffix[1:], subtype)
     try:
         with atomic_path(path) as temporary:
             soundfile.write(temporary, samples, fs, subtype=subtype)
             check_written(temporary, len(samples), path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise write_error(path, error) from None
     except (soundfile.LibsndfileError, AssertionError) as error:
         # soundfile asserts that all samples were written; on a full disk they are not
         raise disk_full(path, f"is the disk full? {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be written as {subtype} at {fs} Hz ({error})") from None
-    if clipped:
-        share = 100.0 * clipped / wave.size
-        logger.warning("%s: %d samples (%.2g %%) beyond full scale were clipped", path, clipped, share)
     return clipped
 
 
+def audio_bytes(name: str, wave: np.ndarray, fs: int, kind: str, subtype: str = "PCM_16") -> Tuple[bytes, int]:
+    """What :func:`write_audio` would write, for an archive.
+
+    Args:
+        name: what messages call it.
+        wave, fs, subtype: as for :func:`write_audio`.
+        kind: ``flac`` or ``wav``.
+
+    Returns:
+        The content of the file, and the number of clipped samples.
+
+    Raises:
+        UserError: as :func:`write_audio`.
+    """
+    samples, clipped = _checked_samples(name, wave, kind, subtype)
+    stream = io.BytesIO()
+    try:
+        soundfile.write(stream, samples, fs, subtype=subtype, format=kind)
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: cannot be written as {subtype} at {fs} Hz ({error})") from None
+    return stream.getvalue(), clipped
+
+
+def _checked_samples(name: PathLike, wave: np.ndarray, kind: str, subtype: str) -> Tuple[np.ndarray, int]:
+    """What soundfile is to be given for a format, and how many samples were clipped for it."""
+    wave = np.asarray(wave)
+    n_channels = wave.shape[1] if wave.ndim > 1 else 1
+    if kind.lower() == "flac" and n_channels > MAX_FLAC_CHANNELS:
+        raise UserError(f"{name}: FLAC holds at most {MAX_FLAC_CHANNELS} channels, not {n_channels}; write wav instead")
+    _check_finite(wave, name)
+    clipped = count_clipped(wave, subtype)
+    if clipped:
+        share = 100.0 * clipped / wave.size
+        logger.warning("%s: %d samples (%.2g %%) beyond full scale were clipped", name, clipped, share)
+    return as_samples(wave, subtype), clipped
+
+
 def _open(path: PathLike) -> soundfile.SoundFile:
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
-    if file.stat().st_size == 0:
-        raise UserError(f"{path}: empty file (0 bytes)")
-    _check_wav_complete(file)
+    source = audio_source(path)
+    if isinstance(source, str):
+        file = Path(source)
+        if not file.is_file():
+            raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
+        if file.stat().st_size == 0:
+            raise UserError(f"{path}: empty file (0 bytes)")
+        with file.open("rb") as stream:
+            _check_wav_complete(path, stream)
+    else:
+        _check_wav_complete(path, source)
     try:
-        return soundfile.SoundFile(file)
+        return soundfile.SoundFile(source)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: {_describe_unreadable(file, error)}") from None
+        raise UserError(f"{path}: {_describe_unreadable(source, error)}") from None
 
 
-def _describe_unreadable(file: Path, error: soundfile.LibsndfileError) -> str:
+def _describe_unreadable(source: Union[str, BinaryIO], error: soundfile.LibsndfileError) -> str:
     try:
-        head = file.open("rb").read(512).lstrip()
+        with open(source, "rb") if isinstance(source, str) else source as stream:
+            stream.seek(0)
+            head = stream.read(512).lstrip()
     except OSError as os_error:
         return f"cannot be read ({os_error.strerror})"
     if head[:1] == b"<":
@@ -156,26 +209,28 @@ def _is_text(head: bytes) -> bool:
         return False
 
 
-def _check_wav_complete(file: Path) -> None:
+def _check_wav_complete(path: PathLike, stream: BinaryIO) -> None:
     """Find truncated WAV files by their header; libsndfile takes them for complete, shorter ones."""
-    missing = _missing_wav_bytes(file)
+    missing = _missing_wav_bytes(stream)
     if missing:
-        raise UserError(f"{file}: truncated, {missing} bytes are missing at the end; get the file anew")
+        raise UserError(f"{path}: truncated, {missing} bytes are missing at the end; get the file anew")
 
 
-def _missing_wav_bytes(file: Path) -> int:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(12)
-        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return 0
+def _missing_wav_bytes(stream: BinaryIO) -> int:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(12)
+    missing = 0
+    if len(head) == 12 and head[:4] == b"RIFF" and head[8:] == b"WAVE":
         while len(chunk := stream.read(8)) == 8:
             name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":
                 unknown = length >= 0x7FFFFFFF  # written to a pipe, the length was not known
-                return 0 if unknown else max(0, stream.tell() + length - size)
+                missing = 0 if unknown else max(0, stream.tell() + length - size)
+                break
             stream.seek(length + length % 2, 1)
-    return 0
+    stream.seek(0)
+    return missing
 
 
 def _wanted_frames(file: soundfile.SoundFile, path: PathLike, start: int, frames: int) -> int:
@@ -234,3 +289,10 @@ def as_samples(wave: np.ndarray, subtype: str) -> np.ndarray:
     full_scale = 2.0 ** (bits - 1)
     values = np.clip(np.rint(wave.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
     return values.astype(np.int16) if bits == 16 else values.astype(np.int32) << (32 - bits)
+
+
+def write_error(path: PathLike, error: OSError) -> UserError:
+    """What to tell about a file that cannot be written."""
+    if error.errno == errno.ENOSPC:
+        return disk_full(path, error.strerror or str(error))
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")

@@ -2,6 +2,7 @@
 
     ./ablate.sh --grid conf/ablation/paper.yaml                      # everything: stages 1 to 4, the cells, the table
     ./ablate.sh --grid conf/ablation/paper.yaml --test_sets valid    # score the validation set: choose with this
+    ./ablate.sh --grid conf/ablation/paper.yaml --cmd_backend slurm --max_jobs 8   # the runs as one job array
     ./ablate.sh --grid conf/ablation/paper.yaml --action list        # what is finished
     ./ablate.sh --grid conf/ablation/paper.yaml --action collect     # the table of what is finished
 
@@ -14,21 +15,23 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from i2srf_kd.ablation.grid import Grid, check_options, read_grid
-from i2srf_kd.ablation.pipeline import Pipeline, call, parse_option_words
+from i2srf_kd.ablation.pipeline import Pipeline, parse_option_words
 from i2srf_kd.ablation.runs import (
     EXIT_REFUSED,
     EXIT_RUN_AGAIN,
     Run,
     check_cells,
+    inputs_of,
     runs_of,
     stopped_by_signal,
     write_cells,
     write_plan,
 )
 from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.jobs.call import call
 from i2srf_kd.jobs.local import visible_gpus
 from i2srf_kd.locks import held
 
@@ -71,7 +74,8 @@ class Ablation:
         from i2srf_kd.ablation.check import check_distill
 
         given = parse_option_words(words)
-        check_options(given, "ablate.sh")
+        # Where a grid runs is nothing that its file says.
+        check_options({name: value for name, value in given.items() if name != "cmd_backend"}, "ablate.sh")
         if args.max_jobs is not None and args.max_jobs < 1:
             raise UserError(f"--max_jobs {args.max_jobs}: must be at least 1")
         self.max_jobs: Optional[int] = args.max_jobs
@@ -140,18 +144,39 @@ class Ablation:
 
     def _run_cells(self, lock: int) -> int:
         pipeline = Pipeline(self.pipeline.script, self.python, {**self.pipeline.options, **self._shares()})
+        missing = self._missing(pipeline)
+        if len(missing) < len(self.runs):
+            print(f"{len(self.runs) - len(missing)} of {len(self.runs)} runs are finished and are not run again")
+        if not missing:
+            return self._outcome(0)
         plan = self.root / "logs" / f"plan-{os.getpid()}.json"
-        write_plan(self.runs, pipeline, self.options["expdir"], plan)
-        for number, run in enumerate(self.runs, 1):
+        write_plan(missing, pipeline, self.options["expdir"], plan)
+        for number, (run, _) in enumerate(missing, 1):
             print(f"JOB={number}: {run.title}")
         command = [self.python, "-m", "i2srf_kd.bin.run_jobs", *shlex.split(self.options["train_cmd"])]
         command += ["--name", f"ablation {self.whole.name}", *self._resources(pipeline.options)]
-        command += [f"JOB=1:{len(self.runs)}", str(self.root / "logs" / "run.JOB.log")]
+        command += [f"JOB=1:{len(missing)}", str(self.root / "logs" / "run.JOB.log")]
         command += [self.python, "-m", "i2srf_kd.bin.ablate_run", str(plan), "JOB"]
         sys.stdout.flush()
         code = call(command, pass_fds=[lock])
         plan.unlink(missing_ok=True)
         return self._outcome(code)
+
+    def _missing(self, pipeline: Pipeline) -> List[Tuple[Run, str]]:
+        """The runs that something is left to do for, with what they read.
+
+        A finished run whose options or inputs have changed is among them: the pipeline says what it makes of that.
+        """
+        rawdir, teacher = Path(self.options["rawdir"]), Path(self.options["teacher_dir"])
+        sets = dict.fromkeys([self.options["train_set"], self.options["valid_set"], *self.test_sets])
+        files = [*(rawdir / f".done_{name}" for name in sets), teacher / ".done_train", teacher / "config.yaml"]
+        missing: List[Tuple[Run, str]] = []
+        for run in self.runs:
+            config = Path(run.cell.student_config or self.options["student_config"])
+            inputs = inputs_of(run, pipeline, self.options["expdir"], [config, *files])
+            if not run.is_current(self.test_sets, inputs):
+                missing.append((run, inputs))
+        return missing
 
     def _outcome(self, code: int) -> int:
         """Exit code after the job array has ended with ``code``; says which runs need attention."""

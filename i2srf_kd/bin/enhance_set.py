@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from i2srf_kd.audio.ark import file_of
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import Table, describe, parse_shard, read_audio_table, write_table
 from i2srf_kd.errors import DiskFull, UserError, run_command
@@ -117,7 +118,7 @@ def source_state(path: str) -> List[Any]:
         UserError: there is no such file.
     """
     try:
-        state = os.stat(path)
+        state = os.stat(file_of(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return [path, state.st_size, state.st_mtime_ns]

@@ -25,7 +25,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("in_data", metavar="IN_DATA", help="data folder with wav.scp, spk1.scp, utt2spk")
     parser.add_argument("out_data", metavar="OUT_DATA", help="folder to write")
     parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")
-    parser.add_argument("--audio_format", choices=AUDIO_FORMATS, default=defaults.audio_format)
+    parser.add_argument(
+        "--audio_format",
+        choices=AUDIO_FORMATS,
+        default=defaults.audio_format,
+        help=".ark: few large files, two for each part (default: %(default)s)",
+    )
     parser.add_argument("--nj", type=int, default=1, help="processes on this machine (default: %(default)s)")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--shard", metavar="i/N", help="format only part i of N; default: all parts, and merge them")

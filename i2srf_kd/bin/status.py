@@ -14,16 +14,22 @@ import shutil
 import struct
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import yaml
 
 from i2srf_kd.errors import run_command
 from i2srf_kd.jobs.report import clock
+from i2srf_kd.jobs.slurm import JOB_ID
 
 _STEP = re.compile(r"epoch (\d+) (train|valid): (\d+)/(\d+) batch")
+_WORK = re.compile(r": (\d+)/(\d+) (\w+) \(")
+_PART = re.compile(r"\.\d+\.log$")
+_STARTED = re.compile(r"^# Started: (\S+)", re.MULTILINE)
 _ENDED = re.compile(r"^# Ended: (\S+), exit code (\d+)", re.MULTILINE)
 _RECENT_EPOCHS = 3
 _TAIL_BYTES = 65536
@@ -53,22 +59,39 @@ class Job:
     elapsed: str
     nodes: str
 
-    def describe(self) -> Tuple[str, str]:
-        """State and details for a row."""
+    @property
+    def number(self) -> str:
+        """The id without the index of an array's element."""
+        return self.job.partition("_")[0]
+
+    def describe(self) -> str:
+        """Id, and where it runs or what it waits for."""
         if self.state == "RUNNING":
-            return "running", f"Slurm job {self.job} on {self.nodes} for {self.elapsed}"
-        return self.state.lower(), f"Slurm job {self.job} ({self.reason})"
+            return f"Slurm job {self.job} on {self.nodes} for {self.elapsed}"
+        return f"Slurm job {self.job} ({self.reason})"
 
 
-def queue(recipe: str, folder: Path) -> Dict[str, List[Job]]:
-    """This recipe's jobs in Slurm's queue by stage (``stage4``); empty where Slurm is absent or does not answer."""
+def describe_jobs(jobs: Sequence[Job]) -> Tuple[str, str]:
+    """State and details of one job, or of the elements of an array: ``2 running, 6 pending (Resources)``."""
+    if len(jobs) == 1:
+        return jobs[0].state.lower(), jobs[0].describe()
+    kinds = Counter(job.state.lower() + (f" ({job.reason})" if job.state == "PENDING" else "") for job in jobs)
+    state = "running" if any(job.state == "RUNNING" for job in jobs) else jobs[0].state.lower()
+    numbers = ", ".join(dict.fromkeys(job.number for job in jobs))
+    return state, f"Slurm job {numbers}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def queue(recipe: str, folder: Path) -> Optional[Dict[str, List[Job]]]:
+    """This recipe's jobs in Slurm's queue by stage (``stage4``); None where Slurm is absent or does not answer."""
     if shutil.which("squeue") is None:
-        return {}
-    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%i|%j|%T|%r|%M|%N|%Z"]
+        return None
+    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%j|%T|%r|%M|%N|%Z"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except subprocess.TimeoutExpired:
-        return {}
+        return None
+    if done.returncode:
+        return None
     jobs: Dict[str, List[Job]] = {}
     for line in done.stdout.splitlines():
         job, name, state, reason, elapsed, nodes, where = line.strip().split("|", 6)
@@ -134,6 +157,13 @@ def _lines(path: Path) -> List[str]:
         return []
 
 
+def _json_file(path: Path) -> Dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def _json(line: str) -> Dict[str, Any]:
     try:
         return json.loads(line)
@@ -150,22 +180,79 @@ def _max_epoch(model: Path) -> Optional[int]:
     return None
 
 
-def training_row(stage: str, model: Path, log: Path, jobs: List[Job]) -> Row:
-    """The line of one training."""
+def submitted_as(log: Path) -> str:
+    """Id of the Slurm job that was last submitted with this log; empty where there was none."""
+    try:
+        return (_control(log) / JOB_ID).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _control(log: Path) -> Path:
+    """What :func:`i2srf_kd.jobs.slurm.control_folder` says for the log of a job or of one of an array's elements."""
+    return log.with_name(_PART.sub(".log", log.name)).with_suffix(".slurm")
+
+
+def lost_job(logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]) -> str:
+    """Id of a job that left the queue before it could write an exit code; empty where there is none.
+
+    Cancelled by hand, with the stage that it waited for, or with its machine: nothing else would tell of it.
+    """
+    if jobs is None:
+        return ""
+    queued = {job.number for stage in jobs.values() for job in stage}
+    for control in dict.fromkeys(map(_control, logs)):
+        number = submitted_as(control)
+        if not number or number in queued:
+            continue
+        since = (control / JOB_ID).stat().st_mtime
+        indices = (_json_file(control / "job.json").get("array") or {}).get("indices")
+        elements = (
+            [(1, control.with_suffix(".log"))]
+            if indices is None
+            else [(index, control.with_suffix(f".{index}.log")) for index in indices]
+        )
+        if any(not (control / f"{index}.code").exists() and not _ended_since(log, since) for index, log in elements):
+            return number
+    return ""
+
+
+def _ended_since(log: Path, since: float) -> bool:
+    """Whether the same work has ended later, by another backend."""
+    return log.exists() and log.stat().st_mtime >= since and last_exit(log) is not None
+
+
+def training_row(stage: str, model: Path, logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]) -> Row:
+    """The line of one training.
+
+    Args:
+        stage: its number.
+        model: its folder.
+        logs: that of the training, and that of the stage, where the stage is a job.
+        jobs: Slurm's queue.
+    """
     if (model / ".done_train").exists():
         return Row(stage, model.name, "finished", _date(model / ".done_train"))
-    if jobs:
-        state, details = jobs[0].describe()
+    of_stage = (jobs or {}).get(f"stage{stage}", [])
+    # Several trainings of a stage are jobs of their own, or parts of one job.
+    numbers = {submitted_as(log): log for log in logs if submitted_as(log)}
+    mine = [job for job in of_stage if job.number in numbers] if numbers else of_stage
+    log = logs[0]
+    if mine:
+        state, details = describe_jobs(mine[:1])
     elif is_locked(model):
         state, details = "running", "on this machine"
     else:
-        state, details = _ended_state(log)
+        state, details = _ended_state(logs, jobs)
     progress = training_progress(model, log) if (model / "metrics.jsonl").exists() or state == "running" else ""
     return Row(stage, model.name, state, "; ".join(text for text in (progress, details) if text))
 
 
-def _ended_state(*logs: Path) -> Tuple[str, str]:
+def _ended_state(logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]) -> Tuple[str, str]:
     """What the logs say about work that is neither finished nor queued."""
+    lost = lost_job(logs, jobs)
+    if lost:
+        return "cancelled", f"Slurm job {lost} has left the queue without an exit code; give the same command again"
     codes = [(log, last_exit(log)) for log in logs if log.exists()]
     for log, code in codes:
         if code == _EXIT_RUN_AGAIN:
@@ -179,41 +266,83 @@ def _ended_state(*logs: Path) -> Tuple[str, str]:
     return "not started", ""
 
 
-def work_row(stage: str, what: str, done: Sequence[Path], logs: Sequence[Path], jobs: List[Job]) -> Row:
+def work_progress(logs: Sequence[Path]) -> str:
+    """``120 of 500 utt, about 0:01:10 left`` from what the parts that were written to last say in their logs."""
+    running = [log for log in logs if log.exists() and last_exit(log) is None]
+    if not running:
+        return ""
+    newest = _control(max(running, key=lambda log: log.stat().st_mtime))
+    done = total = moved = 0
+    unit, start = "", time.time()
+    for log in logs:
+        text = _tail(log) if _control(log) == newest else ""
+        steps = _WORK.findall(text)
+        if not steps:
+            continue
+        count, of, unit = steps[-1]
+        done, total = done + int(count), total + int(of)
+        if log in running:
+            moved += int(count)
+            begun = _STARTED.search(text)
+            start = min(start, _timestamp(begun[1]) if begun else start)
+    if not total:
+        return ""
+    left = f", about {clock((total - done) * (time.time() - start) / moved)} left" if moved else ""
+    return f"{done} of {total} {unit}{left}"
+
+
+def _timestamp(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return time.time()
+
+
+def work_row(
+    stage: str, what: str, done: Sequence[Path], logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]
+) -> Row:
     """The line of a stage that is finished when all of ``done`` are there."""
     present = [path for path in done if path.exists()]
     if len(present) == len(done):
         return Row(stage, what, "finished", _date(max(present, key=lambda path: path.stat().st_mtime)))
     count = f"{len(present)} of {len(done)} finished" if len(done) > 1 and present else ""
-    state, details = jobs[0].describe() if jobs else _ended_state(*logs)
+    queued = (jobs or {}).get(f"stage{stage}")
+    state, details = describe_jobs(queued) if queued else _ended_state(logs, jobs)
     if state == "not started" and present:
         state = "unfinished"
-    return Row(stage, what, state, "; ".join(text for text in (count, details) if text))
+    progress = work_progress(logs) if state in ("running", "unfinished") else ""
+    return Row(stage, what, state, "; ".join(text for text in (count, progress, details) if text))
 
 
 def _date(path: Path) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
 
 
+def _logs(folder: Path, pattern: str) -> Set[Path]:
+    """Logs that are there, and those of jobs that were submitted and have not begun."""
+    submitted = folder.glob(pattern.replace(".log", ".slurm"))
+    return {*folder.glob(pattern), *(control.with_suffix(".log") for control in submitted)}
+
+
 def rows(args: argparse.Namespace) -> List[Row]:
     """All lines, in the order of the stages."""
     jobs = queue(args.recipe, Path.cwd())
-
-    def of(number: int) -> List[Job]:
-        return jobs.get(f"stage{number}", [])
-
     logs: Path = args.logdir
-    parts = {number: sorted(path for name in names for path in logs.glob(name)) for number, names in _PARTS.items()}
-    models = [("4", args.teacher), *([("5", args.baseline)] if args.baseline else []), ("5", args.student)]
+    parts = {number: sorted(path for name in names for path in _logs(logs, name)) for number, names in _PARTS.items()}
+    students = [*([args.baseline] if args.baseline else []), args.student]
+    models = [("4", "teacher", args.teacher), *(("5", "student", student) for student in students)]
     sets = [args.rawdir / f".done_{name}" for name in args.sets]
     exported = args.student / ".done_export"
     return [
-        work_row("1", "data", [args.datadir / ".done_data"], [logs / "stage_1_data.log"], of(1)),
-        work_row("2", "format", sets, [logs / "stage_2_format.log", *parts[2]], of(2)),
-        work_row("3", "statistics", [args.expdir / "stats/.done"], [logs / "stage_3_statistics.log", *parts[3]], of(3)),
-        *(training_row(stage, model, logs / f"train_{model.name}.log", of(int(stage))) for stage, model in models),
-        work_row("6", "results", [args.expdir / ".done_results"], [logs / "stage_6_results.log", *parts[6]], of(6)),
-        work_row("7", "export", [exported], [logs / "stage_7_export.log", *parts[7]], of(7)),
+        work_row("1", "data", [args.datadir / ".done_data"], [logs / "stage_1_data.log"], jobs),
+        work_row("2", "format", sets, [logs / "stage_2_format.log", *parts[2]], jobs),
+        work_row("3", "statistics", [args.expdir / "stats/.done"], [logs / "stage_3_statistics.log", *parts[3]], jobs),
+        *(
+            training_row(stage, model, [logs / f"train_{model.name}.log", logs / f"stage_{stage}_{role}.log"], jobs)
+            for stage, role, model in models
+        ),
+        work_row("6", "results", [args.expdir / ".done_results"], [logs / "stage_6_results.log", *parts[6]], jobs),
+        work_row("7", "export", [exported], [logs / "stage_7_export.log", *parts[7]], jobs),
     ]
 
 

@@ -2,6 +2,9 @@
 
     format_data("data/train", "dump/raw/train", FormatOptions(fs=16000, audio_format="flac"), nj=4)
 
+With ``flac.ark`` or ``wav.ark`` the audio of each shard goes into two archives (:mod:`i2srf_kd.audio.ark`), for file
+systems on which opening many files is slow.
+
 What happens to bad audio: pairs of mixture and reference that are broken (unreadable, truncated, NaN, different length
 or rate) are all named and end the run with an error, after the good ones are written. Pairs without samples or with a
 silent side are left out, counted in a warning and listed in ``dropped.tsv``.
@@ -15,17 +18,18 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, probe, read_audio, write_audio
+from i2srf_kd.audio.ark import file_of, split_place, write_entry
+from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, audio_bytes, probe, read_audio, write_audio, write_error
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
 from i2srf_kd.errors import DiskFull, UserError
-from i2srf_kd.files import PathLike, remove_temporaries, write_text
+from i2srf_kd.files import PathLike, atomic_path, remove_temporaries, write_text
 from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
 
 logger = logging.getLogger(__name__)
 
-AUDIO_FORMATS = ("flac", "wav")
+AUDIO_FORMATS = ("flac", "wav", "flac.ark", "wav.ark")
 MAX_CHANNELS = 16
 SILENCE = 2.0**-15  # one step of 16 bit
 _SAVE_EVERY = 200  # utterances between two savings of the record
@@ -35,7 +39,17 @@ class FormatOptions(NamedTuple):
     """What the formatted audio depends on beside its source."""
 
     fs: int = 16000  # Hz
-    audio_format: str = "flac"  # one of AUDIO_FORMATS, both with 16 bit
+    audio_format: str = "flac"  # one of AUDIO_FORMATS, all with 16 bit
+
+    @property
+    def codec(self) -> str:
+        """``flac`` or ``wav``."""
+        return self.audio_format.removesuffix(".ark")
+
+    @property
+    def in_arks(self) -> bool:
+        """Whether the audio goes into archives."""
+        return self.audio_format.endswith(".ark")
 
 
 class Pair(NamedTuple):
@@ -57,9 +71,10 @@ class Record(NamedTuple):
     key: List[Any]
     samples: int = 0  # per channel, after resampling
     clipped: int = 0  # samples
-    sizes: Tuple[int, ...] = ()  # bytes of the written files, mixture first
+    sizes: Tuple[int, ...] = ()  # bytes of the written files or entries, mixture first
     dropped: str = ""  # reason, empty when it was written
     broken: str = ""  # reason, likewise
+    places: Tuple[str, ...] = ()  # of the entries in archives, likewise: "<file in audio/>:<place>"
 
 
 def format_data(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, nj: int = 1) -> DataDir:
@@ -71,12 +86,13 @@ def format_data(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, nj:
 def format_shard(
     in_dir: PathLike, out_dir: PathLike, options: FormatOptions, index: int = 1, count: int = 1, nj: int = 1
 ) -> None:
-    """Format every ``count``-th utterance into ``out_dir/audio/{noisy,clean}/<utterance>.<format>``.
+    """Format every ``count``-th utterance into ``out_dir/audio/{noisy,clean}/<utterance>.<format>``, or into archives,
+    ``out_dir/audio/{noisy,clean}.<index>-of-<count>.ark``.
 
     A mixture in several files (``wav.scp``, ``wav_2.scp``, ...) becomes one with the channels of all.
 
     Audio that is already there, complete and from the same unchanged source with the same options, is kept, also if
-    it was made with another number of shards.
+    it was made with another number of shards. Archives are kept or written anew as a whole.
 
     Args:
         in_dir: data folder with ``wav.scp`` (and where the mixture lies in several files ``wav_2.scp``, ...) and
@@ -95,16 +111,20 @@ def format_shard(
     records = _load_records(out)
     todo = _pairs(data)
     shard_file = _shard_file(out, index, count)
-    mine: Dict[str, Record] = {}
-    work = partial(_format_or_keep, out=out, options=options)
-    jobs = [(pair, records.get(pair.utt_id)) for pair in todo]
-    with process_map(work, jobs, nj) as results:
-        for number, (pair, record) in enumerate(
-            zip(todo, progress(results, total=len(todo), desc=f"format {Path(in_dir).name}"), strict=True), 1
-        ):
-            mine[pair.utt_id] = record
-            if number % _SAVE_EVERY == 0:
-                _save_records(shard_file, options, mine, complete=False)
+    title = f"format {Path(in_dir).name}"
+    if options.in_arks:
+        mine = _format_arks(todo, records, _arks(out, index, count), options, nj, title)
+    else:
+        mine = {}
+        work = partial(_format_or_keep, out=out, options=options)
+        jobs = [(pair, records.get(pair.utt_id)) for pair in todo]
+        with process_map(work, jobs, nj) as results:
+            for number, (pair, record) in enumerate(
+                zip(todo, progress(results, total=len(todo), desc=title), strict=True), 1
+            ):
+                mine[pair.utt_id] = record
+                if number % _SAVE_EVERY == 0:
+                    _save_records(shard_file, options, mine, complete=False)
     _save_records(shard_file, options, mine, complete=True)
     _raise_broken(in_dir, mine)
     clipped = [utt_id for utt_id, record in mine.items() if record.clipped]
@@ -143,7 +163,7 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
     data.write(out)
     for folder in (out, _records_folder(out), *(path.parent for path in _outputs(out, "", options))):
         remove_temporaries(folder)  # of runs that were killed; all shards are finished
-    for file in _record_files(out):
+    for file in [*_record_files(out), *out.glob("audio/*.[0-9]*-of-*.ark")]:
         if not file.stem.endswith(f"-of-{count}"):
             file.unlink()
     return data
@@ -158,7 +178,10 @@ def _is_from(record: Record, pair: Pair) -> bool:
 
 
 def _formatted(source: DataDir, records: Dict[str, Record], out: Path, options: FormatOptions) -> DataDir:
-    files = {utt_id: _outputs(out, utt_id, options) for utt_id in source.utterances}
+    files: Dict[str, Sequence[PathLike]] = {
+        utt_id: [out / "audio" / place for place in records[utt_id].places] or _outputs(out, utt_id, options)
+        for utt_id in source.utterances
+    }
     samples = {utt_id: str(records[utt_id].samples) for utt_id in source.utterances}
     return DataDir(
         wav={utt_id: str(noisy) for utt_id, (noisy, _) in files.items()},
@@ -181,25 +204,35 @@ def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: Form
         return Record(list(pair.files), broken=f"{error.filename}: {error.strerror}")
     if previous is not None and previous.key == key and _is_kept(previous, pair, out, options):
         return previous
-    reason = _judge_headers(pair, options)
-    if reason.broken or reason.dropped:
-        return reason._replace(key=key)
     try:
-        noisy, fs = _read_joined(pair.noisy)
-        clean, _ = read_audio(pair.clean)
-        silent = " and ".join(name for name, wave in (("mixture", noisy), ("reference", clean)) if is_silent(wave))
-        if silent:
-            return Record(key, dropped=f"silent {silent}")
+        record, waves = _formatted_waves(pair, key, options)
         clipped, sizes = 0, []
-        for wave, path in zip((noisy, clean), _outputs(out, pair.utt_id, options), strict=True):
-            wave = resample(wave, fs, options.fs)
+        for wave, path in zip(waves, _outputs(out, pair.utt_id, options), strict=False):
             clipped += write_audio(path, wave, options.fs)
             sizes.append(path.stat().st_size)
     except DiskFull:  # not the fault of this utterance
         raise
     except UserError as error:
         return Record(key, broken=str(error))
-    return Record(key, len(wave), clipped, tuple(sizes))
+    return record._replace(clipped=clipped, sizes=tuple(sizes))
+
+
+def _formatted_waves(pair: Pair, key: List[Any], options: FormatOptions) -> Tuple[Record, List[np.ndarray]]:
+    """Mixture and reference at the wanted rate; neither where the record says why not.
+
+    Raises:
+        UserError: unreadable audio.
+    """
+    reason = _judge_headers(pair, options)
+    if reason.broken or reason.dropped:
+        return reason._replace(key=key), []
+    noisy, fs = _read_joined(pair.noisy)
+    clean, _ = read_audio(pair.clean)
+    silent = " and ".join(name for name, wave in (("mixture", noisy), ("reference", clean)) if is_silent(wave))
+    if silent:
+        return Record(key, dropped=f"silent {silent}"), []
+    waves = [resample(wave, fs, options.fs) for wave in (noisy, clean)]
+    return Record(key, len(waves[0])), waves
 
 
 def _read_joined(paths: Sequence[str]) -> Tuple[np.ndarray, int]:
@@ -223,8 +256,9 @@ def _judge_headers(pair: Pair, options: FormatOptions) -> Record:
                 return Record([], broken=f"different {what}: {pair.noisy[0]} has {a} {unit}, {path} has {b} {unit}")
     mixture = sum(headers[path].channels for path in pair.noisy)
     for path, channels in ((" + ".join(pair.noisy), mixture), (pair.clean, headers[pair.clean].channels)):
-        if options.audio_format == "flac" and MAX_FLAC_CHANNELS < channels <= MAX_CHANNELS:
-            hint = f"FLAC holds at most {MAX_FLAC_CHANNELS}: give --audio_format wav"
+        if options.codec == "flac" and MAX_FLAC_CHANNELS < channels <= MAX_CHANNELS:
+            wav = options.audio_format.replace("flac", "wav")
+            hint = f"FLAC holds at most {MAX_FLAC_CHANNELS}: give --audio_format {wav}"
             return Record([], broken=f"{path}: {channels} channels, but {hint}")
         if channels > MAX_CHANNELS:
             return Record([], broken=f"{path}: {channels} channels, at most {MAX_CHANNELS} are supported")
@@ -237,7 +271,7 @@ def is_silent(wave: np.ndarray) -> bool:
 
 
 def _key(pair: Pair, options: FormatOptions) -> List[Any]:
-    stats = [Path(path).stat() for path in pair.files]
+    stats = [Path(file_of(path)).stat() for path in pair.files]
     return [*pair.files, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
 
 
@@ -253,6 +287,83 @@ def _is_kept(record: Record, pair: Pair, out: Path, options: FormatOptions) -> b
 def _outputs(out: Path, utt_id: str, options: FormatOptions) -> Tuple[Path, Path]:
     name = f"{utt_id}.{options.audio_format}"
     return out / "audio" / "noisy" / name, out / "audio" / "clean" / name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Archives
+
+
+def _arks(out: Path, index: int, count: int) -> Tuple[Path, Path]:
+    """The archives of a shard: mixtures, references."""
+    return out / "audio" / f"noisy.{index}-of-{count}.ark", out / "audio" / f"clean.{index}-of-{count}.ark"
+
+
+def _format_arks(
+    todo: Sequence[Pair],
+    previous: Dict[str, Record],
+    arks: Tuple[Path, Path],
+    options: FormatOptions,
+    nj: int,
+    title: str,
+) -> Dict[str, Record]:
+    """Write both archives, unless they hold what is wanted already."""
+    kept = {pair.utt_id: previous.get(pair.utt_id) for pair in todo}
+    if _are_kept(todo, kept, arks, options):
+        return {utt_id: record for utt_id, record in kept.items() if record is not None}
+    mine: Dict[str, Record] = {}
+    try:
+        with (
+            atomic_path(arks[0]) as noisy, atomic_path(arks[1]) as clean, noisy.open("wb") as a, clean.open("wb") as b,
+            process_map(partial(_encode, options=options), todo, nj) as results,
+        ):  # fmt: skip
+            for pair, (record, contents) in zip(todo, progress(results, total=len(todo), desc=title), strict=True):
+                entries = [
+                    write_entry(file, pair.utt_id, content) for file, content in zip((a, b), contents, strict=False)
+                ]
+                mine[pair.utt_id] = record._replace(
+                    sizes=tuple(size for _, size in entries),
+                    places=tuple(f"{ark.name}:{place}" for ark, (place, _) in zip(arks, entries, strict=False)),
+                )
+    except OSError as error:
+        raise write_error(arks[0].parent, error) from None
+    return mine
+
+
+def _encode(pair: Pair, options: FormatOptions) -> Tuple[Record, List[bytes]]:
+    """The files of an utterance; none where the record says why not."""
+    try:
+        key = _key(pair, options)
+    except OSError as error:
+        return Record(list(pair.files), broken=f"{error.filename}: {error.strerror}"), []
+    try:
+        record, waves = _formatted_waves(pair, key, options)
+        encoded = [audio_bytes(pair.utt_id, wave, options.fs, options.codec) for wave in waves]
+    except UserError as error:
+        return Record(key, broken=str(error)), []
+    return record._replace(clipped=sum(clipped for _, clipped in encoded)), [content for content, _ in encoded]
+
+
+def _are_kept(
+    todo: Sequence[Pair], records: Dict[str, Optional[Record]], arks: Tuple[Path, Path], options: FormatOptions
+) -> bool:
+    """Whether archives are complete and hold these utterances, from the same sources with the same options."""
+    ends = [0, 0]
+    for pair in todo:
+        record = records[pair.utt_id]
+        try:
+            if record is None or record.broken or record.key != _key(pair, options):
+                return False
+        except OSError:
+            return False
+        for number, (entry, size) in enumerate(zip(record.places, record.sizes, strict=True)):
+            name, place = split_place(entry)
+            if name != arks[number].name or place is None:
+                return False
+            ends[number] = max(ends[number], place + size)
+    try:
+        return [ark.stat().st_size for ark in arks] == ends
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

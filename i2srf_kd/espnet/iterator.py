@@ -23,6 +23,7 @@ from espnet2.train.dataset import AbsDataset
 from espnet2.utils.nested_dict_action import NestedDictAction
 from torch.utils.data import DataLoader, Dataset
 
+from i2srf_kd.audio.io import audio_source
 from i2srf_kd.data.augmentation import MIXTURE, Augmentation
 from i2srf_kd.data.chunks import Batch, Chunk, training_batches, training_steps, validation_batches
 from i2srf_kd.errors import UserError
@@ -163,7 +164,7 @@ class ChunkDataset(AbsDataset):
         for files in self.files.values():
             for utt_id in self.lengths:
                 try:
-                    return int(soundfile.info(files[utt_id]).samplerate)
+                    return int(soundfile.info(audio_source(files[utt_id])).samplerate)
                 except soundfile.SoundFileError as error:
                     raise UserError(f"utterance {utt_id}: cannot read {files[utt_id]}: {error}") from None
         raise UserError("no data: give --train_data_path_and_name_and_type and a shape file that is not empty")
@@ -182,7 +183,9 @@ class ChunkDataset(AbsDataset):
 
     def _read_one(self, path: str, chunk: Chunk) -> np.ndarray:
         try:
-            audio, rate = soundfile.read(path, frames=chunk.length, start=chunk.start, dtype=self.dtype)
+            audio, rate = soundfile.read(audio_source(path), frames=chunk.length, start=chunk.start, dtype=self.dtype)
+        except UserError as error:  # an archive that cannot be read
+            raise UserError(f"utterance {chunk.utt_id}: {error}") from None
         except (soundfile.SoundFileError, ValueError, RuntimeError) as error:
             raise UserError(f"utterance {chunk.utt_id}: cannot read {path}: {error}") from None
         if len(audio) != chunk.length:
@@ -433,7 +436,7 @@ def _check_augmentation(dataset: ChunkDataset) -> None:
     if dataset.augment is None or dataset.augment == Augmentation():
         dataset.augment = None
         return
-    channels = soundfile.info(dataset.files[MIXTURE][next(iter(dataset.lengths))]).channels
+    channels = soundfile.info(audio_source(dataset.files[MIXTURE][next(iter(dataset.lengths))])).channels
     dataset.augment.check(channels)
     logging.info(f"augmentation of {channels} channel(s): {dataset.augment.describe(channels)}")
 

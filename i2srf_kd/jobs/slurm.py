@@ -134,7 +134,8 @@ def batch_script(array: JobArray, options: SlurmOptions, folder: Path, comment: 
         kind = f"{options.gpu_type}:" if options.gpu_type else ""
         lines.append(f"--gpus-per-node={kind}{needs.gpu}")
     if array.indices is not None:
-        lines.append(f"--array={ranges(array.indices)}" + (f"%{array.max_jobs}" if array.max_jobs else ""))
+        cap = min((most for most in (array.max_jobs, options.max_jobs) if most), default=None)
+        lines.append(f"--array={ranges(array.indices)}" + (f"%{cap}" if cap else ""))
     if array.after is not None:
         lines += [f"--dependency=afterok:{array.after}", "--kill-on-invalid-dep=yes"]
     lines += options.limits()

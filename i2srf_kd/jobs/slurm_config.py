@@ -34,6 +34,7 @@ class SlurmOptions:
         requeue: queue a job again when it saved its state (exit code 75) or its machine failed.
         max_requeues: how often at most.
         signal_seconds: a job is asked to save so long before its time limit; 0: never.
+        max_jobs: run at most so many elements of an array at a time, where ``--max_jobs`` does not say fewer.
         poll_seconds: longest time between two looks at the queue.
         extra: further options for ``sbatch``, such as ``--exclude=node7``.
         setup: shell lines before the command, such as ``module load cuda``.
@@ -49,6 +50,7 @@ class SlurmOptions:
     requeue: bool = True
     max_requeues: int = 20
     signal_seconds: int = 120
+    max_jobs: Optional[int] = None
     poll_seconds: float = 15.0
     extra: Optional[List[str]] = None
     setup: Optional[List[str]] = None
@@ -119,6 +121,10 @@ def _checked(where: str, kind: Any, value: Any) -> Any:
     if kind is bool:
         if not isinstance(value, bool):
             raise UserError(f"{where} must be true or false, not {value!r}")
+        return value
+    if kind == Optional[int] and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(f"{where} must be a whole number, 1 or more, not {value!r}")
+    if kind == Optional[int]:
         return value
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or value < 0:

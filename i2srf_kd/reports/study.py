@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from i2srf_kd.audio.ark import file_of
 from i2srf_kd.data.kaldi_dir import Table, read_table
 from i2srf_kd.errors import UserError
 from i2srf_kd.experiment import CONFIG, read_yaml
@@ -180,9 +181,10 @@ def read_audio_paths(scp: Optional[Path]) -> Table:
 
 
 def _existing(path: Path, scp: Path) -> Path:
-    if path.is_absolute() or path.exists():
+    file = file_of(path)
+    if path.is_absolute() or Path(file).exists():
         return path
-    return next((folder / path for folder in scp.absolute().parents if (folder / path).exists()), path)
+    return next((folder / path for folder in scp.absolute().parents if (folder / file).exists()), path)
 
 
 def read_study(paths: Sequence[PathLike], test_set: Optional[str] = None, title: Optional[str] = None) -> Study:

@@ -1,7 +1,10 @@
 import fcntl
+import json
 import os
+import re
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict
 
@@ -80,3 +83,56 @@ def test_progress_of_a_training(recipe: Path, capsys: Any) -> None:
     assert (
         row.split() == "running epoch 3 of 10, train 20/40, valid loss 0.5, about 0:07:30 left; on this machine".split()
     )
+
+
+def submit(name: str, job: int, indices: Any = None) -> Path:
+    """What a submission leaves beside the logs."""
+    folder = Path(f"exp/logs/{name}.slurm")
+    write(folder / "job.json", json.dumps({"array": {"indices": indices}}))
+    write(folder / "job.id", f"{job}\n")
+    return folder
+
+
+def test_an_array_is_counted_with_reasons_progress_and_time_left(recipe: Path, capsys: Any) -> None:
+    lines = [f"7_{i}|i2srf.corpus.stage2.format|RUNNING|None|1:00|node{i}|{recipe}\n" for i in (1, 2)]
+    lines += [f"7_{i}|i2srf.corpus.stage2.format|PENDING|Resources|0:00||{recipe}\n" for i in (3, 4, 5)]
+    write(Path("queue"), "".join(lines))
+    submit("format_train", 7, [1, 2, 3, 4, 5])
+    started = datetime.fromtimestamp(time.time() - 100).astimezone().isoformat(timespec="seconds")
+    for i, done in ((1, 30), (2, 20)):
+        text = f"# Command: x\n# Host: h\n# Started: {started}\nformat train: {done}/50 utt (0.3 utt/s, 0:01:00 left)\n"
+        write(Path(f"exp/logs/format_train.{i}.log"), text)
+    row = status(capsys)["format"]
+    assert row.startswith("running") and "Slurm job 7: 3 pending (Resources), 2 running" in row
+    assert re.search(r"50 of 100 utt, about 0:01:(39|4\d) left", row), row
+
+
+def test_a_submission_that_was_cancelled_is_told(recipe: Path, capsys: Any) -> None:
+    """A stage that began, one that waited for it, and an array of which one element had ended."""
+    submit("stage_4_teacher", 11)
+    write(Path("exp/logs/stage_4_teacher.log"), "# Command: x\n")
+    submit("stage_5_student", 12)
+    (submit("format_train", 9, [1, 2]) / "1.code").write_text("0\n")
+    write(Path("exp/logs/format_train.1.log"), LOG.format("", 0))
+    rows = status(capsys)
+    for what, job in (("teacher", 11), ("student_kd", 12), ("format", 9)):
+        assert rows[what].split()[0] == "cancelled" and f"Slurm job {job} has left the queue" in rows[what], rows[what]
+    write(Path("queue"), f"12|i2srf.corpus.stage5.student|PENDING|DependencyNeverSatisfied|0:00||{recipe}\n")
+    assert "(DependencyNeverSatisfied)" in status(capsys)["student_kd"]
+    write(Path("bin/squeue"), "#!/bin/sh\nexit 1\n")  # then nothing is known
+    assert "cancelled" not in "".join(status(capsys).values())
+    write(Path("bin/squeue"), "#!/bin/sh\n")
+    time.sleep(0.02)
+    write(Path("exp/logs/format_train.2.log"), LOG.format("", 3))  # run again on this machine, and failed
+    assert status(capsys)["format"].startswith("failed")
+
+
+def test_each_training_of_a_stage_is_shown_with_its_own_job(recipe: Path, capsys: Any) -> None:
+    submit("train_teacher", 3)
+    submit("train_student_kd", 4)
+    names = "i2srf.corpus.stage4.teacher", "i2srf.corpus.stage5.student", "i2srf.corpus.stage5.student_kd"
+    jobs = zip((3, 5, 4), names, ("RUNNING", "RUNNING", "PENDING"), strict=True)
+    write(Path("queue"), "".join(f"{job}|{name}|{state}|Priority|1:00|n|{recipe}\n" for job, name, state in jobs))
+    rows = status(capsys)
+    assert "Slurm job 3 on n for 1:00" in rows["teacher"]
+    assert rows["student_kd"].split(maxsplit=1) == ["pending", "Slurm job 4 (Priority)"]

@@ -74,6 +74,69 @@ def test_any_rate_becomes_the_wanted_one(tmp_path, fs):
         assert probe(table["a"])[:3] == (expected, FS, 1) and probe(table["s"])[:3] == (expected, FS, 2)
 
 
+@pytest.mark.parametrize("audio_format", ["flac.ark", "wav.ark"])
+def test_archives_hold_what_files_would(good, tmp_path, audio_format):
+    """The same samples, two files for each shard, whatever the number of processes."""
+    options = FormatOptions(FS, audio_format)
+    files = format_data(good, tmp_path / "files", FormatOptions(FS))
+    for index in (2, 1):
+        format_shard(good, tmp_path / "arks", options, index, 2, nj=index)
+    data = collect(good, tmp_path / "arks", options, 2)
+    assert data == DataDir.read(tmp_path / "arks") and data.extra == files.extra
+    for table, other in ((data.wav, files.wav), (data.spk1, files.spk1)):
+        for utt_id, place in table.items():
+            assert ".ark:" in place and np.array_equal(read_audio(place)[0], read_audio(other[utt_id])[0])
+    names = {path.name for path in (tmp_path / "arks/audio").rglob("*")}
+    assert names == {f"{kind}.{index}-of-2.ark" for kind in ("noisy", "clean") for index in (1, 2)}
+    again = format_data(tmp_path / "arks", tmp_path / "again", FormatOptions(FS))  # archives as a source
+    assert np.array_equal(read_audio(again.wav["a0"])[0], read_audio(files.wav["a0"])[0])
+
+
+def test_archives_are_kept_or_made_anew_as_a_whole(good, tmp_path):
+    out, options = tmp_path / "out", FormatOptions(FS, "flac.ark")
+
+    def state():
+        return {path.name: path.stat().st_ino for path in (out / "audio").iterdir()}
+
+    def format_all(count=2):
+        for index in range(1, count + 1):
+            format_shard(good, out, options, index, count)
+        return collect(good, out, options, count)
+
+    data = format_all()
+    before = state()
+    format_all()
+    assert state() == before and len(before) == 4
+    source = DataDir.read(good)
+    changed = [name for name in before if ".1-" in name]
+    soundfile.write(source.wav["a0"], noise(), FS)
+    data = format_all()
+    assert [name for name, inode in state().items() if before[name] != inode] == sorted(
+        changed, key=list(state()).index
+    )
+    assert np.array_equal(read_audio(data.wav["a0"])[0], read_audio(source.wav["a0"])[0])
+    before = state()
+    with open(out / "audio/clean.2-of-2.ark", "r+b") as file:
+        file.truncate(100)
+    format_all()
+    assert {name for name, inode in state().items() if before[name] != inode} == {
+        "clean.2-of-2.ark", "noisy.2-of-2.ark"
+    }  # fmt: skip
+    data = format_all(3)
+    assert len(state()) == 6 and len(read_audio(data.spk1["b1"])[0]) == 4000
+
+
+def test_bad_audio_and_archives(tmp_path):
+    signals = {"a": (noise(), noise()), "b": (np.zeros(4000), noise()), "c": (noise(), noise())}
+    folder = make_data(tmp_path, signals)
+    data = format_data(folder, tmp_path / "out", FormatOptions(FS, "wav.ark"))
+    assert data.utterances == ["a", "c"] and "b\tsilent mixture" in (tmp_path / "out/dropped.tsv").read_text()
+    assert len(read_audio(data.spk1["c"])[0]) == 4000
+    os.truncate(DataDir.read(folder).wav["c"], 100)
+    with pytest.raises(UserError, match="1 of 3 utterances are broken(.|\n)*c: .*truncated"):
+        format_data(folder, tmp_path / "out", FormatOptions(FS, "wav.ark"))
+
+
 def test_8_bit_and_clipped_audio_is_formatted(tmp_path):
     folder = make_data(tmp_path, {"a": (5 * noise(), noise())}, subtype="PCM_U8")
     assert len(format_data(folder, tmp_path / "out", FormatOptions())) == 1

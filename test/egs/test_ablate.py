@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -29,7 +30,8 @@ name = args[1].rpartition(".")[2] if args[0] == "-m" else Path(args[0]).name
 if name in ("ablate", "ablate_run"):
     os.execv("{python}", ["{python}", *args])
 if name == "run_jobs":
-    os.execv("{python}", ["{python}", "-S", *args])
+    options = [] if "slurm" in args else ["-S"]  # Slurm's settings are in YAML
+    os.execv("{python}", ["{python}", *options, *args])
 rest = args[2:] if args[0] == "-m" else args[1:]
 
 def after(option):
@@ -260,9 +262,37 @@ def test_shared_stages_run_once_and_every_cell_is_trained_and_scored(_finished_o
 
 def test_the_second_run_skips_everything(finished):
     before = finished.table()
-    finished.run()
+    output = finished.run()
     assert finished.calls() == []
     assert finished.table() == before
+    assert "4 of 4 runs are finished and are not run again" in output and "JOB=" not in output
+
+
+def test_only_what_is_missing_is_started(finished):
+    (finished.results / "half/seed1/.done_test").unlink()
+    output = finished.run("--inference_nj", "2", "--num_threads", "3")  # which change no result
+    assert "3 of 4 runs" in output and re.findall(r"JOB=\d: .*", output) == ["JOB=1: half, seed 1"]
+    assert {a[2] for c, a in finished.calls() if c == "score:"} == {"mini/exp/ablation/grid/half/seed1/scored_test"}
+
+
+def test_runs_are_started_again_where_what_they_read_has_changed(finished):
+    """The pipeline then says what it makes of that: trained models are never thrown away unasked."""
+    finished.write("conf/mini/train_student.yaml", "# another\n")
+    output = finished.run(code=2)
+    assert "JOB=4" in output and "was not run again, its results are kept" in output
+
+
+def test_a_grid_is_one_array_with_a_cap_under_slurm(prepared, tmp_path):
+    """What is submitted, seen by a stand-in that refuses."""
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\nexit 1\n")
+    sbatch.chmod(0o755)
+    path = f"{sbatch.parent}:{os.environ['PATH']}"
+    # The stages before the grid are finished: nothing else is submitted.
+    prepared.run("--cmd_backend", "slurm", "--max_jobs", "3", "--cells", "half", code=2, PATH=path)
+    lines = (prepared.results / "logs/run.slurm/job.sbatch").read_text().splitlines()
+    assert {"#SBATCH --array=1-2%3", "#SBATCH --job-name=i2srf.corpus.ablation_grid"} <= {*lines}
 
 
 def test_the_validation_set_is_scored_beside_the_test_set(finished):

@@ -24,6 +24,11 @@ if args[:2] == ["-m", "i2srf_kd.bin.run_jobs"]:
     os.execv("{python}", ["{python}", "-S", *args])
 name = args[1].rpartition(".")[2] if args[0] == "-m" else Path(args[0]).name
 rest = args[2:] if args[0] == "-m" else args[1:]
+if name == "with_scratch":
+    with open(os.environ["STUB_RECORD"], "a") as record:
+        record.write(json.dumps([name, rest, None]) + "\n")
+    command = rest[rest.index("--") + 1 :]
+    os.execvp(command[0], command)
 malloc = os.environ.get("MALLOC_MMAP_MAX_")
 with open(os.environ["STUB_RECORD"], "a") as record:
     record.write(json.dumps([name, rest, malloc]) + "\n")
@@ -364,6 +369,20 @@ def test_extra_options_reach_their_commands(recipe):
     enhanced = next(a for n, a, _ in calls if n == "enhance_set")
     assert enhanced[3:7] == ["--segment", "4", "--model_file", "exp/teacher/5epoch.pth"]
     assert option(next(a for n, a, _ in calls if n == "results"), "--title") == "A title"
+
+
+def test_scratch_is_given_to_trainings_alone_and_changes_no_record(finished):
+    """The folder is named as it was given: what $TMPDIR is, the machine that trains knows."""
+    finished.run("--mini", "true", "--scratch", "$TMPDIR/x y")
+    assert finished.calls() == []
+    finished.run("--mini", "true", "--scratch", "$TMPDIR/x y", "--student_tag", "other", "--stage", "5")
+    calls = finished.calls()
+    assert [name for name, _, _ in calls].count("with_scratch") == 1
+    arguments, (_, trained, malloc) = calls[0][1], calls[1]
+    sets = ["mini/dump/raw/train", "mini/dump/raw/valid"]
+    assert arguments[:6] == ["--scratch", "$TMPDIR/x y", "--sets", *sets, "--"]
+    assert arguments[-len(trained) :] == trained and malloc == "0"
+    assert "scratch" not in (finished.folder / "mini/exp/other/.done_train").read_text()
 
 
 def test_explicit_options_win_over_mini(recipe):

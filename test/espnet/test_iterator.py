@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 import torch
 import toy
 
+from i2srf_kd.audio.ark import write_entry
 from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.errors import UserError
 from i2srf_kd.espnet import iterator
@@ -139,6 +141,26 @@ def test_iterations_per_epoch_and_accumulation(data):
     assert len(build(data, accum_grad=2).build_iter(1)) == 8
     with pytest.raises(UserError, match="--accum_grad 20"):
         build(data, accum_grad=20)
+
+
+def test_archives_give_the_same_batches(data, tmp_path):
+    """Also to workers, which share the descriptors of the process that they come from."""
+    folder = tmp_path / "train"
+    shutil.copytree(data / "train", folder)
+    for scp in ("wav.scp", "spk1.scp"):
+        lines = []
+        with (folder / f"{scp}.ark").open("wb") as stream:
+            for line in (folder / scp).read_text().splitlines():
+                utt_id, path = line.split(maxsplit=1)
+                place, _ = write_entry(stream, utt_id, Path(path).read_bytes())
+                lines.append(f"{utt_id} {folder}/{scp}.ark:{place}")
+        (folder / scp).write_text("\n".join(lines) + "\n")
+    files = list(build(data).build_iter(1))
+    for workers in (0, 2):
+        equal(list(build(tmp_path, num_workers=workers).build_iter(1)), files)
+    os.truncate(folder / "wav.scp.ark", 1000)
+    with pytest.raises(UserError, match=r"utterance train\d+: .*wav.scp.ark:\d+: "):
+        list(build(tmp_path).build_iter(1))
 
 
 def test_channels_are_kept(tmp_path):

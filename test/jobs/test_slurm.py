@@ -108,6 +108,8 @@ def test_array_runs_and_its_script_says_what_was_asked_for(stand_in: Path, monke
         *lines
     }
     assert {"--partition=cpu", '--account="lab 1"', "--mem=4G", "--time=1:00:00", "--exclude=node7"} <= {*lines}
+    configure(default={"max_jobs": 1})
+    assert main(words) == 0 and "--array=1-3%1\n" in script("x")
     assert "--signal=B:USR1@120" in lines and "--requeue" in lines and not any("gpu" in line for line in lines)
 
 
@@ -193,6 +195,7 @@ def test_only_what_is_missing_is_run_again(stand_in: Path, backend: str) -> None
         ({"default": {"partitoin": "x"}}, "default: unknown setting partitoin; did you mean partition"),
         ({"default": {"requeue": "yes please"}}, "requeue must be true or false"),
         ({"default": {"time": 3600}}, "put the time into quotes"),
+        ({"default": {"max_jobs": 0}}, "max_jobs must be a whole number, 1 or more"),
         ({"default": {"extra": "--x"}}, "extra must be a list of texts"),
         ({"train": ["x"]}, "train must hold settings"),
     ],
@@ -232,7 +235,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm_cluster.
     if reason:
         warnings.warn(f"cluster tests SKIPPED: {reason}", stacklevel=1)
         pytest.skip(reason)
-    with slurm_cluster.slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
+    with slurm_cluster.slurm_cluster(tmp_path_factory.mktemp("slurm"), nodes=2) as running:
         yield running
 
 
@@ -357,6 +360,46 @@ def toy_training(folder: Path, cluster_folder: Path, *more: str) -> List[str]:
     return options(data, folder / "exp", 8, *distilled, *more)
 
 
+def two_local_ranks(cluster_folder: Path) -> Dict[str, Any]:
+    """Weights of the toy training by two processes of this machine, which is carried out once."""
+    import toy
+
+    from i2srf_kd.espnet.task import DistillEnhancementTask
+
+    folder = cluster_folder / "local"
+    if not folder.exists():
+        folder.mkdir()
+        arguments = toy_training(folder, cluster_folder)
+        assert toy.join(toy.start_ranks(arguments, 2, task=DistillEnhancementTask), 240) == [0, 0]
+    return toy.weights(folder / "exp")
+
+
+DISTRIBUTED = ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1500)
+def test_cluster_two_machines_train_as_two_local_ranks(
+    slurm_run: Callable[..., Run], cluster: slurm_cluster.SlurmCluster, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """One process on each, and both read a copy of the data on the machine's own disk: the same weights bit by bit."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "test/espnet"))
+    import toy
+
+    arguments = toy_training(tmp_path, cluster.folder, *DISTRIBUTED)
+    train = [sys.executable, "-m", "i2srf_kd.bin.train", *arguments]
+    sets = [str(cluster.folder / "toy_data" / name) for name in ("train", "valid")]
+    scratch = ["--scratch", f"{tmp_path}/$SLURMD_NODENAME", "--sets", *sets, "--"]
+    noting = f'ls -d {tmp_path}/*/i2srf-*/manifest.json >"{tmp_path}/seen.$SLURMD_NODENAME"; exec "$@"'
+    command = [sys.executable, "-m", "i2srf_kd.bin.with_scratch", *scratch, "bash", "-c", noting, "bash", *train]
+    code, _, err = slurm_run()("--nodes", "2", "--tasks", "1", "logs/x.log", *command)
+    assert code == 0, err + (tmp_path / "logs/x.log").read_text()
+    for node in cluster.nodes:
+        assert f"{tmp_path}/{node}/i2srf-" in (tmp_path / f"seen.{node}").read_text()
+        assert not list((tmp_path / node).iterdir())
+    assert toy.same(toy.weights(tmp_path / "exp"), two_local_ranks(cluster.folder))
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(1500)
 def test_cluster_two_tasks_train_as_two_local_ranks(
@@ -366,13 +409,7 @@ def test_cluster_two_tasks_train_as_two_local_ranks(
     monkeypatch.syspath_prepend(str(REPOSITORY / "test/espnet"))
     import toy
 
-    from i2srf_kd.espnet.task import DistillEnhancementTask
-
-    (tmp_path / "local").mkdir()
-    local = toy_training(tmp_path / "local", cluster.folder)
-    assert toy.join(toy.start_ranks(local, 2, task=DistillEnhancementTask), 240) == [0, 0]
-    distributed = ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
-    arguments = toy_training(tmp_path, cluster.folder, *distributed)
+    arguments = toy_training(tmp_path, cluster.folder, *DISTRIBUTED)
     run, log = slurm_run(), tmp_path / "logs/x.log"
     words = ["--tasks", "2", "logs/x.log", sys.executable, "-m", "i2srf_kd.bin.train", *arguments]
     process = run.start(*words)
@@ -383,7 +420,7 @@ def test_cluster_two_tasks_train_as_two_local_ranks(
     assert "received SIGUSR1; asking Slurm job" in err
     code, _, err = run(*words)
     assert code == 0, err + log.read_text()
-    assert toy.same(toy.weights(tmp_path / "exp"), toy.weights(tmp_path / "local/exp"))
+    assert toy.same(toy.weights(tmp_path / "exp"), two_local_ranks(cluster.folder))
 
 
 @pytest.mark.cluster

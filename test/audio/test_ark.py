@@ -1,0 +1,104 @@
+"""Archives: entries are audio files like any other, for this package and for kaldiio."""
+
+import io
+import os
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+
+from i2srf_kd.audio.ark import file_of, open_entry, split_place, write_entry
+from i2srf_kd.audio.io import audio_bytes, probe, read_audio
+from i2srf_kd.errors import UserError
+
+FS = 16000
+
+
+def waves(count: int = 3):
+    random = np.random.default_rng(0)
+    return {f"utt{i}": np.round(random.uniform(-0.5, 0.5, 5000 + i) * 32768) / 32768 for i in range(count)}
+
+
+def write(path, kind="flac"):
+    """An archive of :func:`waves`, and the place of each."""
+    with path.open("wb") as stream:
+        return {
+            utt: f"{path}:{write_entry(stream, utt, audio_bytes(utt, wave, FS, kind)[0])[0]}"
+            for utt, wave in waves().items()
+        }
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_entries_are_read_whole_and_in_parts(tmp_path, kind):
+    for utt, place in write(tmp_path / "größe x.ark", kind).items():
+        wave = waves()[utt]
+        assert probe(place) == (len(wave), FS, 1, "PCM_16")
+        assert np.array_equal(read_audio(place)[0], wave)
+        for start in (0, 1, 4095, 4990):
+            assert np.array_equal(read_audio(place, start=start, frames=10)[0], wave[start : start + 10])
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_kaldiio_reads_what_is_written(tmp_path, kind):
+    for utt, place in write(tmp_path / "x.ark", kind).items():
+        fs, wave = kaldiio.load_mat(place)
+        assert fs == FS and np.array_equal(wave, waves()[utt])
+    assert [utt for utt, _ in kaldiio.load_ark(str(tmp_path / "x.ark"))] == list(waves())
+
+
+def test_what_kaldiio_writes_is_read(tmp_path):
+    content = {utt: (FS, wave) for utt, wave in waves().items()}
+    kaldiio.save_ark(str(tmp_path / "x.ark"), content, scp=str(tmp_path / "x.scp"), write_function="soundfile")
+    bare = {utt: (FS, np.int16(wave * 32768)) for utt, wave in waves().items()}
+    kaldiio.save_ark(str(tmp_path / "y.ark"), bare, scp=str(tmp_path / "y.scp"))  # WAV files without a head
+    for scp in ("x.scp", "y.scp"):
+        for line in (tmp_path / scp).read_text().splitlines():
+            utt, place = line.split(maxsplit=1)
+            assert np.array_equal(read_audio(place)[0], waves()[utt])
+
+
+def test_a_name_is_a_place_only_with_archive_and_number():
+    assert split_place("a b/x.ark:17") == ("a b/x.ark", 17)
+    assert file_of("x.ark:17") == "x.ark"
+    for name in ("x.ark", "x.wav:17", "x.ark:", "dir.ark:7/x.wav"):
+        assert split_place(name) == (name, None)
+
+
+def test_damage_is_named(tmp_path):
+    places = write(tmp_path / "x.ark", "wav")
+    with pytest.raises(UserError, match=r"gone.ark:3: cannot read the archive \(No such file"):
+        read_audio(tmp_path / "gone.ark:3")
+    with pytest.raises(UserError, match="x.ark:6: no audio at this place; format the set again"):
+        read_audio(tmp_path / "x.ark:6")
+    with pytest.raises(UserError, match="x.ark:999999: no audio at this place"):
+        read_audio(tmp_path / "x.ark:999999")
+    os.truncate(tmp_path / "x.ark", (tmp_path / "x.ark").stat().st_size - 7)
+    with pytest.raises(UserError, match="truncated archive, 7 bytes are missing"):
+        read_audio(places["utt2"])
+    assert len(read_audio(places["utt1"])[0]) == 5001
+    with (tmp_path / "y.ark").open("wb") as stream:
+        place = write_entry(stream, "a", b"<html>not audio</html>")[0]
+    with pytest.raises(UserError, match="an HTML or XML page"):
+        read_audio(tmp_path / f"y.ark:{place}")
+
+
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path):
+    place = write(tmp_path / "x.ark")["utt0"]
+    read_audio(place)
+    other = io.BytesIO()
+    soundfile.write(other, np.zeros(11), FS, format="flac")
+    with (tmp_path / "new").open("wb") as stream:
+        assert f"{tmp_path}/x.ark:{write_entry(stream, 'utt0', other.getvalue())[0]}" == place
+    os.replace(tmp_path / "new", tmp_path / "x.ark")
+    assert len(read_audio(place)[0]) == 11
+
+
+def test_entries_seek_as_files_do(tmp_path):
+    with (tmp_path / "x.ark").open("wb") as stream:
+        write_entry(stream, "a", b"other")
+        place, size = write_entry(stream, "b", b"0123456789")
+    entry = open_entry(str(tmp_path / "x.ark"), place)
+    assert entry.read() == b"0123456789" and entry.read(1) == b"" and size == 5 + 2 + 10
+    assert entry.seek(-3, os.SEEK_END) == 7 and entry.read(2) == b"78" and entry.tell() == 9
+    assert entry.seek(20) == 20 and entry.read() == b""
