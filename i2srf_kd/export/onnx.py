@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from i2srf_kd.errors import UserError
+from i2srf_kd.export.onnx_forms import CONTRIB, onnx_form
 from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.streaming import StreamingDPDCRN
@@ -100,7 +101,7 @@ def _exportable(network: DPDCRN) -> DPDCRN:
         )
     network = copy.deepcopy(network).cpu().float().eval()
     network.feature_sink = None
-    return network
+    return onnx_form(network.requires_grad_(False))
 
 
 def _export(
@@ -125,6 +126,7 @@ def _export(
                 str(temporary),
                 dynamo=False,
                 opset_version=OPSET,
+                custom_opsets={CONTRIB: 1},
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_axes=dynamic,
