@@ -234,25 +234,18 @@ class _DualPath(nn.Module):
         return x
 
 
-class _RowNorm(torch.autograd.Function):
-    """Normalise ``(B, 1, N)`` over N; the exporter would want to know N."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-
-    @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, bias: Any, eps: float) -> Any:
-        return g.op("InstanceNormalization", x, weight, bias, epsilon_f=eps).setType(x.type())
-
-
 def _scaled_group_norm(norm: nn.Module, gain: Tensor, x: Tensor) -> Tensor:
-    """The norm that closes a branch, of ``(B, T, F, D)``, times a gain."""
+    """The norm that closes a branch, of ``(B, T, F, D)``, times a gain.
+
+    Means are taken over frames first: one float32 sum over a whole recording would cost more digits than all other
+    layers together.
+    """
     if isinstance(norm, FrameNorm):
         scaled = copy.deepcopy(norm)
         for parameter in scaled.parameters():
             parameter.mul_(gain)
         return _FrameNorm(scaled).last(x)
     assert isinstance(norm, nn.GroupNorm)
-    flat = _RowNorm.apply(x.reshape(x.shape[0], 1, -1), torch.ones(1), torch.zeros(1), norm.eps)
-    return flat.view(x.shape) * (gain * norm.weight) + gain * norm.bias
+    centred = x - x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
+    variance = (centred * centred).mean((2, 3), keepdim=True).mean(1, keepdim=True)
+    return centred * (gain * norm.weight / (variance + norm.eps).sqrt()) + gain * norm.bias
