@@ -33,7 +33,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def enhancer(exported):
-    return load_enhancer(exported)
+    return load_enhancer(exported, runtime="torch")
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])

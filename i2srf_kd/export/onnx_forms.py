@@ -1,16 +1,16 @@
 """DPDCRN in the operations that onnxruntime runs fastest on a CPU: the same function, the same weights.
 
-What was measured to matter, in this order: ``PRelu`` with a slope per channel is not vectorised, a product and a maximum
-are; padding and concatenation make the blocked layout of convolutions be left and entered again, while a convolution
-over concatenated features is a sum of convolutions; attention with few features per head is bound by memory unless
-it is one operation that keeps its scores in the cache; transposes are cheap where they move whole feature vectors.
+What was measured to matter, in this order: ``PRelu`` with a slope per channel is not vectorised, a product and a
+maximum are; padding and concatenation leave the blocked layout of convolutions and enter it again, while a convolution
+over concatenated features is a sum of convolutions; attention with few features per head is bound by memory unless it
+is one operation that keeps its scores in the cache; transposes are cheap where they move whole feature vectors.
 
-The fused attention is onnxruntime's own operation (``com.microsoft``), whose memory grows linearly with the length. Every
+The fused attention is onnxruntime's own operation (``com.microsoft``); its memory grows linearly with the length. Every
 exported file is compared with the network (:func:`i2srf_kd.export.onnx.check_onnx`).
 """
 
 import copy
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ def onnx_form(network: DPDCRN) -> DPDCRN:
     return network
 
 
-class _PReLU(nn.Module):
+class FastPReLU(nn.Module):
     """PReLU without ``PRelu``; slopes are constants of the file.
 
     Args:
@@ -86,7 +86,7 @@ def _norm(norm: nn.Module) -> nn.Module:
 class _ConvNormAct(nn.Module):
     def __init__(self, layer: ConvNormAct):
         super().__init__()
-        self.conv, self.norm, self.act = layer.conv, _norm(layer.norm), _PReLU(layer.act, dims=2)
+        self.conv, self.norm, self.act = layer.conv, _norm(layer.norm), FastPReLU(layer.act, dims=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
@@ -110,18 +110,19 @@ class _DenseBlock(nn.Module):
 
     def __init__(self, block: DilatedDenseBlock):
         super().__init__()
-        self.block = block
-        self.norms = nn.ModuleList(_norm(layer.norm) for layer in block.layers)
-        self.acts = nn.ModuleList(_PReLU(layer.act, dims=2) for layer in block.layers)
+        layers: List[Any] = list(block.layers)
+        self.convs = nn.ModuleList(layer.conv for layer in layers)
+        self.norms = nn.ModuleList(_norm(layer.norm) for layer in layers)
+        self.acts = nn.ModuleList(FastPReLU(layer.act, dims=2) for layer in layers)
 
     def forward(self, x: Tensor, state: Optional[StreamState] = None) -> Tensor:
         parts = [x]
-        for k, layer in enumerate(self.block.layers):
+        for k, (conv, norm, act) in enumerate(zip(self.convs, self.norms, self.acts, strict=True)):
             if state is None:
-                x = self._sum(layer.conv, parts, 2**k)
+                x = self._sum(cast(nn.Conv2d, conv), parts, 2**k)
             else:
-                x = layer.conv(state.prepend(torch.cat(parts, dim=1), 2**k))
-            x = self.acts[k](self.norms[k](x))
+                x = conv(state.prepend(torch.cat(parts, dim=1), 2**k))
+            x = act(norm(x))
             parts.insert(0, x)
         return x
 
@@ -135,7 +136,7 @@ class _DenseBlock(nn.Module):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention of ``(N, L, D)`` over L, heads side by side in D; ``bias`` is that of q, k and v, one after the other."""
+    """Attention of ``(N, L, D)`` over L, heads side by side in D; ``bias``: of q, then k, then v."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
@@ -171,6 +172,7 @@ class _Branch(nn.Module):
     def __init__(self, branch: SequenceBranch, over_frequency: bool):
         super().__init__()
         self.branch = branch
+        branch.gru.batch_first = False  # as onnxruntime wants it
         self.attention = _Attention(branch.attention)
         self.over_frequency = over_frequency
 
@@ -178,9 +180,8 @@ class _Branch(nn.Module):
         branch, shape = self.branch, x.shape
         x = self._batch_first(x)
         x = branch.post_attention_norm(x + self.attention(branch.pre_attention_norm(x), mask, state))
-        x = x.transpose(0, 1)  # as the recurrent operation wants it
+        x = x.transpose(0, 1)
         first = None if state is None else state.take(x, 1, x.shape[1], branch.gru.hidden_size)
-        branch.gru.batch_first = False
         recurrent, last = branch.gru(x, first)
         if state is not None:
             state.keep(last)
@@ -203,32 +204,37 @@ class _DualPath(nn.Module):
 
     def __init__(self, dual_path: DualPath):
         super().__init__()
-        self.dual_path = dual_path
-        self.entry_act, self.exit_act = (_PReLU(act, dims=0) for act in (dual_path.entry[1], dual_path.exit[0]))  # type: ignore[arg-type]
-        self.branches = nn.ModuleList(
-            nn.ModuleList([_Branch(block.frequency_branch, True), _Branch(block.time_branch, False)])
-            for block in dual_path.blocks
-        )
+        self.gains = dual_path.gain_frequency, dual_path.gain_time
+        self.entry, self.exit = cast(nn.Conv2d, dual_path.entry[0]), cast(nn.Conv2d, dual_path.exit[1])
+        self.entry_act = FastPReLU(cast(nn.PReLU, dual_path.entry[1]), dims=0)
+        self.exit_act = FastPReLU(cast(nn.PReLU, dual_path.exit[0]), dims=0)
+        self.blocks = nn.ModuleList(_DualPathBlock(cast(DualPathBlock, block)) for block in dual_path.blocks)
 
     def forward(self, x: Tensor, every_block: bool = False, state: Optional[StreamState] = None) -> List[Tensor]:
-        entry, exit_ = self.dual_path.entry[0], self.dual_path.exit[1]
         b, c, t, f = x.shape
-        x = x.flatten(2).transpose(1, 2) @ entry.weight.detach().flatten(1).t().contiguous() + entry.bias
+        entry_bias, exit_bias = cast(Tensor, self.entry.bias), cast(Tensor, self.exit.bias)
+        x = x.flatten(2).transpose(1, 2) @ self.entry.weight.detach().flatten(1).t().contiguous() + entry_bias
         x = self.entry_act(x).view(b, t, f, -1)
-        for block, branches in zip(self.dual_path.blocks, self.branches, strict=True):
-            x = self._block(block, branches, x, state)
+        for block in self.blocks:
+            x = block(x, self.gains, state)
         x = self.exit_act(x).reshape(b, t * f, -1).transpose(1, 2)
-        x = exit_.weight.detach().flatten(1) @ x + exit_.bias[:, None]
-        return [x.view(b, c, t, f)]
+        return [(self.exit.weight.detach().flatten(1) @ x + exit_bias[:, None]).view(b, c, t, f)]
 
-    def _block(self, block: DualPathBlock, branches: Any, x: Tensor, state: Optional[StreamState]) -> Tensor:
-        over_frequency, over_time = branches
+
+class _DualPathBlock(nn.Module):
+    """The block's input plus both branches times their gains, from and to ``(B, T, F, D)``."""
+
+    def __init__(self, block: DualPathBlock):
+        super().__init__()
+        self.attention_window = block.attention_window
+        self.over_frequency, self.over_time = _Branch(block.frequency_branch, True), _Branch(block.time_branch, False)
+
+    def forward(self, x: Tensor, gains: Tuple[Tensor, Tensor], state: Optional[StreamState]) -> Tensor:
         mask = None
-        if block.attention_window is not None:
-            mask = attention_mask(x.permute(0, 3, 1, 2), block.attention_window, state)
-        gains = self.dual_path.gain_frequency, self.dual_path.gain_time
-        results = over_frequency(x), over_time(x, mask, state)
-        norms = block.frequency_branch.group_norm, block.time_branch.group_norm
+        if self.attention_window is not None:
+            mask = attention_mask(x.permute(0, 3, 1, 2), self.attention_window, state)
+        results = self.over_frequency(x), self.over_time(x, mask, state)
+        norms = self.over_frequency.branch.group_norm, self.over_time.branch.group_norm
         for gain, norm, result in zip(gains, norms, results, strict=True):
             x = x + _scaled_group_norm(norm, gain, result)
         return x

@@ -13,10 +13,10 @@ from typing import Any, List, Optional
 import numpy as np
 
 try:
-    from i2srf_kd.audio.spectral_stream import SpectralStream
+    from i2srf_kd.audio.spectral_stream import CHUNK_FRAMES, SpectralStream
     from i2srf_kd.errors import UserError
 except ImportError:  # the copy in an exported folder, where the package is not installed
-    from spectral_stream import SpectralStream  # type: ignore[import-not-found, no-redef]
+    from spectral_stream import CHUNK_FRAMES, SpectralStream  # type: ignore[import-not-found, no-redef]
 
     UserError = ValueError  # type: ignore[misc, assignment]
 
@@ -60,6 +60,16 @@ class OnnxStep:
         """Enhance the next frames: ``(1, 2 * microphones, T, F)`` to ``(1, 2, T, F)``."""
         enhanced, *self._state = self._session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
         return enhanced
+
+    def whole(self, planes: np.ndarray, chunk: int = CHUNK_FRAMES) -> np.ndarray:
+        """Enhance recordings in one piece, ``(B, 2 * microphones, T, F)``, in memory that hardly grows with T."""
+        recordings = []
+        for i in range(len(planes)):
+            self.forget()
+            starts = range(0, planes.shape[2], chunk)
+            recordings.append(np.concatenate([self(planes[i : i + 1, :, t : t + chunk]) for t in starts], axis=2))
+        self.forget()
+        return np.concatenate(recordings)
 
 
 class OnnxStreamingEnhancer(SpectralStream):
