@@ -5,7 +5,6 @@ enhanced = enhancer(noisy, fs)  # (samples,) or (samples, channels) -> (samples,
 """
 
 import json
-import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Optional, Protocol, Tuple, Union
@@ -80,13 +79,11 @@ class WaveformDPDCRN(nn.Module):
         self.normalize_variance = normalize_variance
         self.onnx: Optional[OnnxFunction] = None
         self.stream_file: Optional[Path] = None
-        self._onnx_lock = threading.Lock()
 
     def _enhance_spectrum(self, planes: Tensor) -> Tensor:
         if self.onnx is None or planes.device.type != "cpu":
             return self.network(planes).spectrum
-        with self._onnx_lock:  # what runs as a stream has one memory
-            return torch.from_numpy(self.onnx(planes.contiguous().numpy()))
+        return torch.from_numpy(self.onnx(planes.contiguous().numpy()))
 
     @torch.no_grad()
     def enhance_window(self, speech: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ variant after the other.
 """
 
 import argparse
-import copy
 import io
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
@@ -63,7 +62,7 @@ def variants(model: str) -> Dict[str, Variant]:
         raise UserError(f"{model} is no exported model: run python -m i2srf_kd.bin.export first")
     plain = load_enhancer(model, runtime="torch")
     size = (Path(model) / WEIGHTS).stat().st_size / 1e6
-    weights = copy.deepcopy(plain.model)
+    weights: Any = load_enhancer(model, runtime="torch").model
     weights.network.bfloat16()
     found = {FLOAT: Variant(_runner(plain), size)}
     if has_onnxruntime():

@@ -92,8 +92,8 @@ def export_bundle(
         onnx: also write and check ``model.onnx`` and, for a causal model, ``model_stream.onnx``.
         training_data: line for the model card.
         licence: of the weights, line for the model card.
-        calibration: mixtures ``(samples,)`` or ``(samples, microphones)`` at the model's rate. Where there are any, also
-            write ``model_int8.onnx``, with ranges of activations that are measured on them.
+        calibration: mixtures ``(samples,)`` or ``(samples, microphones)`` at the model's rate. Where there are any,
+            also write ``model_int8.onnx``, with ranges of activations that are measured on them.
 
     Raises:
         UserError: the model cannot be exported, ``out_dir`` is something else, or the ONNX file does not agree.

@@ -8,6 +8,7 @@ Export puts a copy of this module and of ``spectral_stream.py`` into the folder 
     play(stream.flush())
 """
 
+import threading
 from typing import Any, List, Optional
 
 import numpy as np
@@ -50,6 +51,7 @@ class OnnxStep:
         self._shapes = [entry.shape for entry in inputs[1:]]
         if not self._shapes:
             raise UserError(f"{path}: has no state, so it is not the model for streams; give model_stream.onnx")
+        self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
@@ -63,12 +65,12 @@ class OnnxStep:
 
     def whole(self, planes: np.ndarray, chunk: int = CHUNK_FRAMES) -> np.ndarray:
         """Enhance recordings in one piece, ``(B, 2 * microphones, T, F)``, in memory that hardly grows with T."""
-        recordings = []
-        for i in range(len(planes)):
+        starts, recordings = range(0, planes.shape[2], chunk), []
+        with self._lock:  # there is one state
+            for i in range(len(planes)):
+                self.forget()
+                recordings.append(np.concatenate([self(planes[i : i + 1, :, t : t + chunk]) for t in starts], axis=2))
             self.forget()
-            starts = range(0, planes.shape[2], chunk)
-            recordings.append(np.concatenate([self(planes[i : i + 1, :, t : t + chunk]) for t in starts], axis=2))
-        self.forget()
         return np.concatenate(recordings)
 
 
