@@ -200,10 +200,12 @@ class Enhancer(nn.Module):
         wave = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
         _check_waveform(wave, self.num_mics)
         window, overlap = window_in_samples(window_seconds, overlap_seconds, fs)
-        result = overlap_add(wave.astype(np.float32), lambda piece: self.enhance_array(piece, fs), window, overlap)
+        result = overlap_add(
+            wave.astype(np.float32, copy=False), lambda piece: self.enhance_array(piece, fs), window, overlap
+        )
         if isinstance(waveform, Tensor):
             return torch.from_numpy(result).to(waveform)
-        return result.astype(wave.dtype)
+        return result.astype(wave.dtype, copy=False)
 
 
 def window_in_samples(window_seconds: float, overlap_seconds: float, fs: int) -> Tuple[int, int]:

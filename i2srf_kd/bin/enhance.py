@@ -45,6 +45,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; --help and wrong calls need 
 _AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
 _AUDIO_SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".mp3"}
 
+# Of a file, in windows: shorter ones than the library's take less memory at once.
+WINDOW_SECONDS, OVERLAP_SECONDS = 10.0, 1.0
+
 
 class Job(NamedTuple):
     """One file to enhance."""
@@ -298,8 +301,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders")
     parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path)
     parser.add_argument("--model_file", help="weights in an experiment folder (default: average of the best epochs)")
-    parser.add_argument("--window_seconds", type=float, default=10.0, help="default: 10")
-    parser.add_argument("--overlap_seconds", type=float, default=1.0, help="cross-fade between windows (default: 1)")
+    parser.add_argument("--window_seconds", type=float, default=WINDOW_SECONDS, help=f"default: {WINDOW_SECONDS:g}")
+    parser.add_argument(
+        "--overlap_seconds",
+        type=float,
+        default=OVERLAP_SECONDS,
+        help=f"cross-fade between windows (default: {OVERLAP_SECONDS:g})",
+    )
     parser.add_argument(
         "--keep_channels",
         type=_boolean,
