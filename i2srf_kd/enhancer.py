@@ -7,7 +7,7 @@ enhanced = enhancer(noisy, fs)  # (samples,) or (samples, channels) -> (samples,
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Optional, Protocol, Tuple, Union
+from typing import Any, Callable, Optional, Protocol, Tuple, Union
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from i2srf_kd.audio.overlap_add import overlap_add
 from i2srf_kd.audio.resample import resample
+from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.errors import UserError
 from i2srf_kd.experiment import Experiment, split_model_path
+from i2srf_kd.export.runtimes import WHOLE, onnx_file
 from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.metrics.complexity import Complexity, macs_per_second
 from i2srf_kd.nets.dpdcrn import DPDCRN
@@ -24,6 +26,7 @@ from i2srf_kd.nets.stft import STFT
 from i2srf_kd.streaming_enhancer import StreamingEnhancer
 
 Waveform = Union[np.ndarray, Tensor]
+OnnxFunction = Callable[[np.ndarray], np.ndarray]
 
 # Memory grows with the square of a window's length in some models, so whole recordings are limited to this.
 WINDOW_SECONDS = 30.0
@@ -60,6 +63,11 @@ class WaveformDPDCRN(nn.Module):
         normalize_variance: divide the window by its standard deviation (over samples and channels) before the network
             and multiply by it afterwards, as ESPnet's option of that name does. ESPnet takes the standard deviation
             of a whole utterance; so does this, for what it is given at a time.
+
+    Attributes:
+        onnx: the same network in onnxruntime, ``(B, planes, T, F)`` to ``(B, 2, T, F)``, which runs in its place while
+            the model is on the CPU; None: there is none.
+        stream_file: ``model_stream.onnx``, which streams then run.
     """
 
     def __init__(self, network: DPDCRN, fs: int = 16000, hop_length: int = 256, normalize_variance: bool = False):
@@ -69,6 +77,13 @@ class WaveformDPDCRN(nn.Module):
         self.fs = fs
         self.num_mics = network.input_channels // 2
         self.normalize_variance = normalize_variance
+        self.onnx: Optional[OnnxFunction] = None
+        self.stream_file: Optional[Path] = None
+
+    def _enhance_spectrum(self, planes: Tensor) -> Tensor:
+        if self.onnx is None or planes.device.type != "cpu":
+            return self.network(planes).spectrum
+        return torch.from_numpy(self.onnx(planes.contiguous().numpy()))
 
     @torch.no_grad()
     def enhance_window(self, speech: Tensor) -> Tensor:
@@ -89,7 +104,7 @@ class WaveformDPDCRN(nn.Module):
         padded = max(-(-samples // hop) * hop, self.stft.n_fft)
         speech = speech / scale.unsqueeze(-1)
         speech = nn.functional.pad(speech, (0, 0, 0, padded - samples))
-        enhanced = self.stft.inverse(self.network(self.stft(speech)).spectrum, padded)
+        enhanced = self.stft.inverse(self._enhance_spectrum(self.stft(speech)), padded)
         return enhanced[:, :samples] * scale
 
 
@@ -127,8 +142,8 @@ class Enhancer(nn.Module):
             return self.model.enhance_window(nn.functional.pad(speech, pad))[:, :samples]
         return self.model.enhance_window(speech)
 
-    def stream(self, streams: int = 1) -> StreamingEnhancer:
-        """Enhance blocks of any size as they come, with a causal model.
+    def stream(self, streams: int = 1) -> SpectralStream:
+        """Enhance blocks of any size as they come, with a causal model, in the runtime it was loaded for.
 
         Args:
             streams: recordings side by side.
@@ -138,6 +153,8 @@ class Enhancer(nn.Module):
         """
         if not isinstance(self.model, WaveformDPDCRN):
             raise UserError("the model is no DPDCRN: only a causal DPDCRN can run on a stream")
+        if self.model.stream_file is not None and self.device.type == "cpu":
+            return import_module("i2srf_kd.export.onnx_stream").OnnxStreamingEnhancer(self.model.stream_file, streams)
         return StreamingEnhancer(self.model, streams)
 
     @torch.no_grad()
@@ -183,10 +200,12 @@ class Enhancer(nn.Module):
         wave = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
         _check_waveform(wave, self.num_mics)
         window, overlap = window_in_samples(window_seconds, overlap_seconds, fs)
-        result = overlap_add(wave.astype(np.float32), lambda piece: self.enhance_array(piece, fs), window, overlap)
+        result = overlap_add(
+            wave.astype(np.float32, copy=False), lambda piece: self.enhance_array(piece, fs), window, overlap
+        )
         if isinstance(waveform, Tensor):
             return torch.from_numpy(result).to(waveform)
-        return result.astype(wave.dtype)
+        return result.astype(wave.dtype, copy=False)
 
 
 def window_in_samples(window_seconds: float, overlap_seconds: float, fs: int) -> Tuple[int, int]:
@@ -237,13 +256,18 @@ def check_device(device: str) -> torch.device:
     return chosen
 
 
-def load_enhancer(path: PathLike, device: str = "cpu", weights: Optional[str] = None) -> Enhancer:
+def load_enhancer(
+    path: PathLike, device: str = "cpu", weights: Optional[str] = None, runtime: str = "auto"
+) -> Enhancer:
     """Load a trained model for use.
 
     Args:
         path: an experiment folder, a file of weights in one, or a folder that ``i2srf_kd.bin.export`` wrote.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         weights: name of a file of weights in an experiment folder (default: :meth:`Experiment.weights`).
+        runtime: ``torch``; ``onnx`` or ``int8`` for the files of an exported folder, with as many threads as torch has
+            at that time; ``auto``: ``onnx`` on the CPU where the folder has it and onnxruntime is installed, else
+            ``torch``.
 
     Raises:
         UserError: something is absent, damaged or does not fit together.
@@ -255,8 +279,9 @@ def load_enhancer(path: PathLike, device: str = "cpu", weights: Optional[str] = 
     if is_bundle(folder):
         if weights is not None:
             raise UserError(f"{folder} is an exported model with one file of weights; {weights} cannot be chosen")
-        model: Any = load_bundle_model(folder)
+        model: Any = load_bundle_model(folder, runtime, device)
     else:
+        onnx_file(folder, runtime, device, weights or name, WHOLE)  # which an experiment has not
         model = _load_from_experiment(Experiment(folder), weights or name, device)
     return Enhancer(model).to(chosen).eval()
 
@@ -309,6 +334,6 @@ def write_complexity(model: PathLike, out_dir: Optional[PathLike] = None) -> Pat
         The file.
     """
     target = Path(out_dir) if out_dir is not None else split_model_path(model)[0]
-    result = measure_complexity(load_enhancer(model))._asdict()
+    result = measure_complexity(load_enhancer(model, runtime="torch"))._asdict()
     write_text(target / "complexity.json", json.dumps(result, indent=2) + "\n")
     return target / "complexity.json"

@@ -33,7 +33,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def enhancer(exported):
-    return load_enhancer(exported)
+    return load_enhancer(exported, runtime="torch")
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
@@ -124,13 +124,18 @@ def test_memory_does_not_grow(stream):
 
 
 _AN_HOUR = """
+import sys
 import numpy as np, torch
 from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN
 from i2srf_kd.memory import peak_resident_bytes
 from i2srf_kd.nets import build_dpdcrn
 torch.set_num_threads(1)
 torch.manual_seed(0)
-stream = Enhancer(WaveformDPDCRN(build_dpdcrn("dpdcrn_tiny_causal"))).eval().stream()
+if len(sys.argv) > 1:
+    from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
+    stream = OnnxStreamingEnhancer(sys.argv[1])
+else:
+    stream = Enhancer(WaveformDPDCRN(build_dpdcrn("dpdcrn_tiny_causal"))).eval().stream()
 second = np.random.default_rng(0).normal(0, 0.1, stream.fs).astype(np.float32)
 samples = 0
 for count in range(3600):
@@ -143,9 +148,12 @@ print(samples + len(stream.flush()))
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_an_hour_in_constant_memory(repository):
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_an_hour_in_constant_memory(repository, exported, runtime):
     """The peak of the process after an hour is that after a minute; each second would leave 64 kB, 230 MB in all."""
-    done = subprocess.run([sys.executable, "-c", _AN_HOUR], cwd=repository, capture_output=True, text=True, check=True)
+    arguments = [str(exported / "model_stream.onnx")] if runtime == "onnx" else []
+    command = [sys.executable, "-c", _AN_HOUR, *arguments]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     minute, hour, samples = map(int, done.stdout.split())
     assert samples == 3600 * 16000
     assert hour - minute < 20_000, f"grew from {minute} kB to {hour} kB"

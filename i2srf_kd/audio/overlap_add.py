@@ -102,7 +102,13 @@ def overlap_add(wave: np.ndarray, process: Process, window: int, overlap: int) -
     Args:
         wave: ``(samples, ...)``, at least one sample.
     """
-    return np.concatenate(list(overlap_add_blocks([wave], process, window, overlap)))
+    result, done = np.empty(0), 0
+    for piece in overlap_add_blocks([wave], process, window, overlap):
+        if not done:
+            result = np.empty((len(wave), *piece.shape[1:]), piece.dtype)
+        result[done : done + len(piece)] = piece
+        done += len(piece)
+    return result
 
 
 def read_blocks(path: PathLike, block: int = 1 << 16) -> Iterator[np.ndarray]:

@@ -1,33 +1,41 @@
-"""Part ``scale``: time and memory of long recordings through :class:`i2srf_kd.enhancer.Enhancer`.
+"""Part ``scale``: time and memory of long recordings, from file to file as ``i2srf_kd.bin.enhance`` does it.
 
-Recordings beyond its window (30 s) are enhanced in windows and cross-faded, so time should grow with the length to the
-power of one, and memory by the recording itself.
+Recordings are read, enhanced and written in windows that are cross-faded, so time should grow with the length to the
+power of one, and memory not at all. The network runs in onnxruntime where it is installed, as an exported model does.
 """
 
 import argparse
+import atexit
 import math
+import tempfile
+from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
+import soundfile
 import torch
 
 from i2srf_kd.bench.measure import Clock, Work, usage_of
 from i2srf_kd.bench.report import Column, Report
-from i2srf_kd.enhancer import WINDOW_SECONDS, Enhancer, WaveformDPDCRN
+from i2srf_kd.bin.enhance import OVERLAP_SECONDS, WINDOW_SECONDS, Job, Options, Windows, enhance_file
+from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN
 from i2srf_kd.errors import UserError
+from i2srf_kd.export.onnx import export_onnx, missing_packages
 from i2srf_kd.nets import PRESETS, build_dpdcrn
 
 FS = 16000
+# An hour in steps that take no memory themselves.
+_BLOCK_SECONDS = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this part."""
     parser.add_argument("--preset", choices=list(PRESETS), default="dpdcrn_tiny")
     parser.add_argument(
-        "--window_seconds", type=float, default=WINDOW_SECONDS, help=f"of the enhancer (default: {WINDOW_SECONDS:g})"
+        "--window_seconds", type=float, default=WINDOW_SECONDS, help=f"default: {WINDOW_SECONDS:g}, as for enhance"
     )
     parser.add_argument(
-        "--lengths", type=float, nargs="+", default=[10, 30, 60, 600, 3600], help="seconds (default: 10 s to 1 h)"
+        "--lengths", type=float, nargs="+", default=[10, 60, 600, 3600], help="seconds (default: 10 s to 1 h)"
     )
 
 
@@ -35,18 +43,43 @@ def _name(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
+def _enhancer(args: argparse.Namespace, folder: Path) -> Enhancer:
+    torch.manual_seed(0)
+    model = WaveformDPDCRN(build_dpdcrn(args.preset)).eval()
+    if not missing_packages() and not model.network.causal:
+        from i2srf_kd.export.onnx_runtime import OnnxNetwork
+
+        export_onnx(model.network, folder / "model.onnx", {})
+        model.onnx = OnnxNetwork(folder / "model.onnx", args.threads)
+    return Enhancer(model).eval()
+
+
+def _write_noise(path: Path, seconds: float) -> None:
+    generator, left = np.random.default_rng(0), round(seconds * FS)
+    with soundfile.SoundFile(path, "w", FS, 1, "PCM_16") as file:
+        while left:
+            count = min(left, _BLOCK_SECONDS * FS)
+            file.write(0.1 * generator.standard_normal(count, np.float32))
+            left -= count
+
+
 def candidates(args: argparse.Namespace) -> Dict[str, Work]:
     """What is measured, by name."""
-    torch.manual_seed(0)
-    enhancer = Enhancer(WaveformDPDCRN(build_dpdcrn(args.preset))).eval()
-    enhancer(np.zeros(FS, np.float32), FS)  # a first call that does not count
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    method = Windows(
+        _enhancer(args, Path(folder.name)), args.window_seconds, min(OVERLAP_SECONDS, args.window_seconds / 2)
+    )
+    # A first recording that does not count.
+    warm = Job(Path(folder.name) / "warm.wav", Path(folder.name) / "warm_enhanced.wav")
+    _write_noise(warm.source, 1.0)
+    list(enhance_file(method, warm, Options(True, True)))
 
     def work(seconds: float) -> Work:
-        def enhance() -> None:
-            noise = np.random.default_rng(0).standard_normal(round(seconds * FS), np.float32)
-            enhancer(0.1 * noise, FS, window_seconds=args.window_seconds)
-
-        return enhance
+        job = Job(Path(folder.name) / "noisy.wav", Path(folder.name) / "enhanced.wav")
+        if args.memory_of == _name(seconds):
+            _write_noise(job.source, seconds)
+        return lambda: list(enhance_file(method, job, Options(True, True)))
 
     return {_name(seconds): work(seconds) for seconds in args.lengths}
 
@@ -70,13 +103,16 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     windowed = [row for row in rows if row["length"] >= args.window_seconds]
     notes = []
     if len(windowed) > 1:
-        exponent = growth(windowed, "seconds")
         clock = Clock(args.device, args.threads).name
+        exponent = growth(windowed, "seconds")
         notes.append(f"From one window on, {clock} grows with the length to the power of {exponent:.2f}.")
-        per_minute = 60 * slope([r["length"] for r in windowed], [r["peak_mb"] for r in windowed])
+    # Memory is full after the second window; from there on nothing should be added.
+    full = [row for row in rows if row["length"] >= 3 * args.window_seconds]
+    if len(full) > 1:
+        per_minute = 60 * (full[-1]["peak_mb"] - full[0]["peak_mb"]) / (full[-1]["length"] - full[0]["length"])
         notes.append(
-            f"Memory then grows by {per_minute:.1f} MB a minute; one minute of float32 samples takes "
-            f"{60 * FS * 4 / 1e6:.1f} MB."
+            f"From {full[0]['length']:g} s to {full[-1]['length']:g} s, memory grows by {per_minute:.2f} MB a minute; "
+            f"one minute of float32 samples takes {60 * FS * 4 / 1e6:.1f} MB."
         )
     return Report("scale", columns, rows, {"preset": args.preset, "window [s]": args.window_seconds}, notes)
 

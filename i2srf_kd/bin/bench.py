@@ -4,6 +4,7 @@
     python -m i2srf_kd.bin.bench step     parts of a training step
     python -m i2srf_kd.bin.bench loader   reading of training chunks
     python -m i2srf_kd.bin.bench infer    offline inference: naive, this package, onnxruntime
+    python -m i2srf_kd.bin.bench quality  what int8 and bfloat16 cost a trained model in quality
     python -m i2srf_kd.bin.bench stream   causal networks on a stream
     python -m i2srf_kd.bin.bench scale    long recordings: time and memory against length
     python -m i2srf_kd.bin.bench models   trained networks of any kind beside each other
@@ -18,7 +19,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from i2srf_kd.bench import infer, loader, loss, models, scale, step, stream
+from i2srf_kd.bench import infer, loader, loss, models, quality, scale, step, stream
 from i2srf_kd.bench.measure import (
     MEMORY_OPTION,
     Clock,
@@ -29,11 +30,11 @@ from i2srf_kd.bench.measure import (
 from i2srf_kd.errors import UserError, run_command
 
 PARTS: Dict[str, Any] = {
-    "loss": loss, "step": step, "loader": loader, "infer": infer, "stream": stream, "scale": scale,
-    "models": models,
+    "loss": loss, "step": step, "loader": loader, "infer": infer, "quality": quality, "stream": stream,
+    "scale": scale, "models": models,
 }  # fmt: skip
 # Turns that are counted, where nothing else is asked for.
-REPEATS = {"loss": 3, "step": 3, "loader": 5, "infer": 9, "stream": 40, "scale": 1, "models": 5}
+REPEATS = {"loss": 3, "step": 3, "loader": 5, "infer": 9, "quality": 3, "stream": 40, "scale": 1, "models": 5}
 ON_GPU = ("loss", "step", "infer")
 
 

@@ -21,7 +21,6 @@ call.
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from functools import lru_cache, partial
@@ -36,6 +35,7 @@ from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blo
 from i2srf_kd.audio.pcm import PCM_FORMATS, read_pcm, write_pcm
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.export.runtimes import RUNTIMES, STREAM, onnx_file
 from i2srf_kd.progress import progress
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help and wrong calls need not wait for it
@@ -44,6 +44,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; --help and wrong calls need 
 # Suffixes of libsndfile's formats, without RAW, which needs a description of its content, and with other spellings.
 _AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
 _AUDIO_SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".mp3"}
+
+# Of a file, in windows: shorter ones than the library's take less memory at once.
+WINDOW_SECONDS, OVERLAP_SECONDS = 10.0, 1.0
 
 
 class Job(NamedTuple):
@@ -244,26 +247,15 @@ def stream_opener(
 
     Args:
         model: as for :func:`i2srf_kd.enhancer.load_enhancer`.
-        runtime: ``torch``, ``onnx`` or ``auto``: ONNX on the CPU where the folder has it and onnxruntime is installed.
+        runtime: see :func:`i2srf_kd.export.runtimes.onnx_file`.
         weights: name of a file of weights.
         num_threads: CPU threads.
 
     Raises:
         UserError: the model cannot run on a stream, or not with that runtime.
     """
-    file = Path(model) / "model_stream.onnx"
-    if runtime == "auto":
-        usable = file.is_file() and device == "cpu" and importlib.util.find_spec("onnxruntime") is not None
-        runtime = "onnx" if usable else "torch"
-    if runtime == "onnx":
-        if not file.is_file():
-            raise UserError(f"{model} has no {file.name}: export a causal model, or give --runtime torch")
-        if device != "cpu" or weights is not None:
-            raise UserError(
-                "--runtime onnx knows neither --device nor --model_file: leave them out, or give --runtime torch"
-            )
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise UserError("--runtime onnx needs onnxruntime: pip install onnxruntime, or give --runtime torch")
+    file = onnx_file(model, runtime, device, weights, STREAM)
+    if file is not None:
         from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
 
         return lambda streams: OnnxStreamingEnhancer(file, streams, num_threads)
@@ -309,8 +301,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders")
     parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path)
     parser.add_argument("--model_file", help="weights in an experiment folder (default: average of the best epochs)")
-    parser.add_argument("--window_seconds", type=float, default=10.0, help="default: 10")
-    parser.add_argument("--overlap_seconds", type=float, default=1.0, help="cross-fade between windows (default: 1)")
+    parser.add_argument("--window_seconds", type=float, default=WINDOW_SECONDS, help=f"default: {WINDOW_SECONDS:g}")
+    parser.add_argument(
+        "--overlap_seconds",
+        type=float,
+        default=OVERLAP_SECONDS,
+        help=f"cross-fade between windows (default: {OVERLAP_SECONDS:g})",
+    )
     parser.add_argument(
         "--keep_channels",
         type=_boolean,
@@ -323,14 +320,15 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="default: auto, onnx where MODEL is an exported folder that has it and onnxruntime is installed; "
+        "int8: its model_int8.onnx, faster and less exact",
+    )
     stream = parser.add_argument_group("streams")
     stream.add_argument("--stream", action="store_true", help="run a causal model as a stream; without IN on a pipe")
-    stream.add_argument(
-        "--runtime",
-        choices=("auto", "torch", "onnx"),
-        default="auto",
-        help="default: auto, ONNX where MODEL is an exported folder with model_stream.onnx",
-    )
     stream.add_argument("--pcm_format", choices=list(PCM_FORMATS), default="s16le", help="on a pipe (default: s16le)")
     stream.add_argument("--channels", type=int, help="interleaved on the pipe (default: the model's microphones)")
     stream.add_argument(
@@ -370,7 +368,8 @@ def _method(args: argparse.Namespace) -> Method:
     window_in_samples(args.window_seconds, args.overlap_seconds, 16000)  # a wrong option is reported before any work
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    return Windows(load_enhancer(args.model, args.device, args.model_file), args.window_seconds, args.overlap_seconds)
+    enhancer = load_enhancer(args.model, args.device, args.model_file, args.runtime)
+    return Windows(enhancer, args.window_seconds, args.overlap_seconds)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -24,6 +24,7 @@ from i2srf_kd.audio.ark import file_of
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import Table, describe, parse_shard, read_audio_table, write_table
 from i2srf_kd.errors import DiskFull, UserError, run_command
+from i2srf_kd.export.runtimes import RUNTIMES
 from i2srf_kd.files import remove_temporaries, write_text
 from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
@@ -40,6 +41,7 @@ class Options(NamedTuple):
     device: str
     max_window_seconds: float
     num_threads: int
+    runtime: str = "auto"
 
 
 def read_mixtures(data_dir: str) -> Table:
@@ -59,11 +61,14 @@ def fingerprint(options: Options) -> str:
     """Text that changes when the outputs could: weights, configuration and window."""
     from i2srf_kd.experiment import CONFIG, Experiment, split_model_path
     from i2srf_kd.export.bundle import WEIGHTS, is_bundle
+    from i2srf_kd.export.runtimes import INT8_ONNX, WHOLE, onnx_file
 
+    onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
     folder, name = split_model_path(options.model)
     weights = folder / WEIGHTS if is_bundle(folder) else Experiment(folder).weights(options.model_file or name)
     digest = hashlib.sha256(repr(options.max_window_seconds).encode())
-    for path in (folder / CONFIG, weights):
+    int8 = [folder / INT8_ONNX] if options.runtime == "int8" else []
+    for path in (folder / CONFIG, weights, *int8):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -78,7 +83,7 @@ def _start_worker(options: Options) -> None:
     from i2srf_kd.enhancer import load_enhancer
 
     torch.set_num_threads(options.num_threads)
-    _worker["enhancer"] = load_enhancer(options.model, options.device, options.model_file)
+    _worker["enhancer"] = load_enhancer(options.model, options.device, options.model_file, options.runtime)
     _worker["options"] = options
 
 
@@ -290,6 +295,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="enhance again what was enhanced before")
     parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of each process (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default="auto", help="of an exported folder, see i2srf_kd.bin.enhance --help"
+    )
     return parser
 
 
@@ -305,7 +313,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         raise UserError(f"--max_window_seconds {args.max_window_seconds}: must be positive")
     shard = parse_shard(args.shard) if args.shard else (1, 1)
     table = read_mixtures(args.data_dir)
-    options = Options(args.model, args.model_file, args.device, args.max_window_seconds, args.num_threads)
+    options = Options(args.model, args.model_file, args.device, args.max_window_seconds, args.num_threads, args.runtime)
 
     from i2srf_kd.enhancer import check_device
 

@@ -3,13 +3,20 @@
     python -m i2srf_kd.bin.export exp/student -o exp/student/export --training_data "VoiceBank-DEMAND, CC BY 4.0"
 
 The folder holds the weights, their configuration, a model card and, where onnx and onnxruntime are installed,
-model.onnx. An older export in the same folder is replaced. Also writes complexity.json into the experiment.
+model.onnx. --int8 adds model_int8.onnx, which is faster and less exact (python -m i2srf_kd.bin.bench quality says by
+how much). An older export in the same folder is replaced. Also writes complexity.json into the experiment.
 """
 
 import argparse
-from typing import Optional, Sequence
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import numpy as np
 
 from i2srf_kd.errors import UserError, run_command
+
+CALIBRATION_SECONDS = 10.0
+"""Of an utterance, its beginning."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,15 +33,37 @@ def get_parser() -> argparse.ArgumentParser:
         default="auto",
         help="write model.onnx (default: auto, when onnx and onnxruntime are installed)",
     )
+    parser.add_argument(
+        "--int8", metavar="DATA_DIR", help="also write model_int8.onnx, calibrated on mixtures of this data folder"
+    )
+    parser.add_argument(
+        "--int8_utts", type=int, default=32, metavar="N", help="utterances for the calibration (default: 32)"
+    )
     parser.add_argument("--training_data", default="not stated", help="line for the model card")
     parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     return parser
 
 
+def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
+    """Mixtures of a data folder, taken at equal distances.
+
+    Raises:
+        UserError: the folder or a file of it cannot be read.
+    """
+    from i2srf_kd.audio.io import read_audio
+    from i2srf_kd.data.kaldi_dir import read_audio_table
+
+    if count < 1:
+        raise UserError(f"--int8_utts {count}: must be at least 1")
+    files = list(read_audio_table(Path(data_dir) / "wav.scp").values())
+    chosen = [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
+    return [read_audio(file, fs)[0][: round(CALIBRATION_SECONDS * fs)] for file in chosen]
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    from i2srf_kd.experiment import split_model_path
+    from i2srf_kd.experiment import Experiment, split_model_path
     from i2srf_kd.export.bundle import export_bundle, is_bundle
     from i2srf_kd.export.onnx import missing_packages
     from i2srf_kd.files import write_text
@@ -45,7 +74,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     weights = args.model_file or name
     missing = missing_packages()
     onnx = args.onnx == "true" or (args.onnx == "auto" and not missing)
-    report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence)
+    calibration = read_calibration(args.int8, args.int8_utts, Experiment(folder).fs) if args.int8 else []
+    report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence, calibration)
     write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))
     cost = report.complexity
     print(f"{report.weights} -> {report.path}")

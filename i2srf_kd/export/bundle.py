@@ -3,6 +3,7 @@
     config.yaml        network, STFT, sampling rate, normalisation, checksum of the weights
     weights.pth        plain tensors, loaded without running code from the file
     model.onnx         the network for other runtimes; onnx_enhancer.py beside it needs numpy and onnxruntime only
+    model_int8.onnx    the network with 8-bit convolutions, if asked for
     model_stream.onnx  one step of it with its state, of a causal model; onnx_stream.py and spectral_stream.py run it
     complexity.json    parameters and MACs
     README.md          model card
@@ -16,27 +17,35 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+import numpy as np
 import torch
 import yaml
 
 from i2srf_kd import __version__
 from i2srf_kd.audio import spectral_stream
 from i2srf_kd.checkpoint import check_key_coverage, load_weights
-from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN, measure_complexity
+from i2srf_kd.enhancer import Enhancer, OnnxFunction, WaveformDPDCRN, measure_complexity
 from i2srf_kd.errors import UserError
 from i2srf_kd.experiment import CONFIG, Experiment, read_yaml, split_model_path
 from i2srf_kd.export import onnx_runtime, onnx_stream
-from i2srf_kd.export.onnx import TOLERANCE, check_onnx, check_stream_onnx, export_onnx, export_stream_onnx
+from i2srf_kd.export.onnx import (
+    TOLERANCE,
+    check_onnx,
+    check_stream_onnx,
+    export_int8_onnx,
+    export_onnx,
+    export_stream_onnx,
+)
+from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
 from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
 
 FORMAT = "i2srf_kd-bundle"
 VERSION = 1
-WEIGHTS, ONNX, ONNX_CODE = "weights.pth", "model.onnx", "onnx_enhancer.py"
-STREAM_ONNX = "model_stream.onnx"
+WEIGHTS, ONNX_CODE = "weights.pth", "onnx_enhancer.py"
 
 
 class ExportReport(NamedTuple):
@@ -47,7 +56,7 @@ class ExportReport(NamedTuple):
     sha256: str
     complexity: Complexity
     onnx_error: Optional[float]
-    """Largest error of the ONNX files relative to the peak; None without ONNX."""
+    """Largest error of the ONNX files relative to the peak, without the 8-bit one; None without ONNX."""
 
 
 def sha256_of(path: PathLike) -> str:
@@ -72,6 +81,7 @@ def export_bundle(
     onnx: bool = True,
     training_data: str = "not stated",
     licence: str = "not stated",
+    calibration: Sequence[np.ndarray] = (),
 ) -> ExportReport:
     """Write the folder; an older export of the same name is replaced as a whole once the new one is complete.
 
@@ -82,6 +92,8 @@ def export_bundle(
         onnx: also write and check ``model.onnx`` and, for a causal model, ``model_stream.onnx``.
         training_data: line for the model card.
         licence: of the weights, line for the model card.
+        calibration: mixtures ``(samples,)`` or ``(samples, microphones)`` at the model's rate. Where there are any,
+            also write ``model_int8.onnx``, with ranges of activations that are measured on them.
 
     Raises:
         UserError: the model cannot be exported, ``out_dir`` is something else, or the ONNX file does not agree.
@@ -99,6 +111,8 @@ def export_bundle(
         "normalize_variance": experiment.normalize_variance,
     }
     error = None
+    if calibration and not onnx:
+        raise UserError("an 8-bit model is an ONNX file: leave out --onnx false, and install onnx and onnxruntime")
     with _replaced_folder(Path(out_dir)) as temporary:
         torch.save(network.state_dict(), temporary / WEIGHTS)
         config["weights_sha256"] = sha256_of(temporary / WEIGHTS)
@@ -107,13 +121,29 @@ def export_bundle(
         write_text(temporary / "complexity.json", json.dumps(complexity._asdict(), indent=2) + "\n")
         if onnx:
             error = _write_onnx(network, config, temporary)
+            if calibration:
+                _write_int8(network, config, temporary, calibration)
         facts = {"training_data": training_data, "licence": licence, "source": f"{folder.name}/{chosen.name}"}
         write_text(temporary / "README.md", model_card(config, complexity, error, facts))
     return ExportReport(Path(out_dir), chosen, str(config["weights_sha256"]), complexity, error)
 
 
-def _write_onnx(network: DPDCRN, config: Dict[str, Any], folder: Path) -> float:
-    metadata = {
+def _write_int8(network: DPDCRN, config: Dict[str, Any], folder: Path, calibration: Sequence[np.ndarray]) -> None:
+    model = WaveformDPDCRN(network, config["fs"], config["hop_length"], config["normalize_variance"]).eval()
+    spectra: List[torch.Tensor] = []
+
+    def listen(planes: np.ndarray) -> np.ndarray:
+        spectra.append(torch.from_numpy(planes))
+        return planes[:, :2]
+
+    model.onnx = listen
+    for wave in calibration:
+        Enhancer(model).enhance_array(wave, model.fs)
+    export_int8_onnx(network, folder / INT8_ONNX, _metadata(network, config), spectra)
+
+
+def _metadata(network: DPDCRN, config: Dict[str, Any]) -> Dict[str, Any]:
+    return {
         "fs": config["fs"],
         "num_mics": network.input_channels // 2,
         "n_fft": config["network"]["n_fft"],
@@ -121,6 +151,10 @@ def _write_onnx(network: DPDCRN, config: Dict[str, Any], folder: Path) -> float:
         "normalize_variance": config["normalize_variance"],
         "weights_sha256": config["weights_sha256"],
     }
+
+
+def _write_onnx(network: DPDCRN, config: Dict[str, Any], folder: Path) -> float:
+    metadata = _metadata(network, config)
     export_onnx(network, folder / ONNX, metadata)
     error = check_onnx(network, folder / ONNX)
     sources = {ONNX_CODE: onnx_runtime}
@@ -166,8 +200,13 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_bundle_model(folder: PathLike) -> WaveformDPDCRN:
+def load_bundle_model(folder: PathLike, runtime: str = "torch", device: str = "cpu") -> WaveformDPDCRN:
     """Load an exported model.
+
+    Args:
+        folder: as :func:`export_bundle` wrote it.
+        runtime: see :func:`i2srf_kd.export.runtimes.onnx_file`.
+        device: where the model will be.
 
     Raises:
         UserError: the folder is no bundle, of a newer kind, incomplete or damaged.
@@ -197,7 +236,32 @@ def load_bundle_model(folder: PathLike) -> WaveformDPDCRN:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from None
+    _attach_onnx(model, folder, runtime, device, str(checksum))
     return model.eval()
+
+
+def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str, checksum: str) -> None:
+    """Let onnxruntime run the network, with as many threads as torch has now, where the runtime is not PyTorch.
+
+    A causal network runs as a stream, because attention to a window of frames as one matrix would take memory with the
+    square of the length.
+    """
+    files = {**WHOLE, "onnx": STREAM_ONNX} if model.network.causal else WHOLE
+    file = onnx_file(folder, runtime, device, None, files)
+    if file is None:
+        return
+    threads = torch.get_num_threads()
+    if file.name == STREAM_ONNX:
+        step = onnx_stream.OnnxStep(file, threads)
+        run: OnnxFunction = step.whole
+        metadata = step.metadata
+        model.stream_file = file
+    else:
+        network = onnx_runtime.OnnxNetwork(file, threads)
+        run, metadata = network, network.metadata
+    if metadata.get("weights_sha256") != checksum:
+        raise UserError(f"{file} was made of other weights than {folder / WEIGHTS}: export the model again")
+    model.onnx = run
 
 
 _CARD = """# Speech enhancement: {name}
@@ -241,6 +305,8 @@ from onnx_enhancer import OnnxEnhancer
 enhancer = OnnxEnhancer("model.onnx")
 enhanced = enhancer(noisy, {fs})  # noisy: (samples,) at {fs} Hz, up to about half a minute
 ```
+
+With the package, files and arrays go through onnxruntime too where it is installed (`--runtime`).
 
 `model.onnx` maps spectrum planes (B, {planes}, T, {bins}) to (B, 2, T, {bins}). Its largest difference from PyTorch,
 on noise of several lengths, is {error:.1e} of the output's peak.

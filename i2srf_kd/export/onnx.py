@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from i2srf_kd.errors import UserError
+from i2srf_kd.export.int8 import calibrate, int8_form
+from i2srf_kd.export.onnx_forms import CONTRIB, onnx_form
 from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.streaming import StreamingDPDCRN
@@ -62,10 +64,32 @@ def export_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, object])
     Raises:
         UserError: a package is missing.
     """
-    network = _exportable(network)
-    example = torch.randn(1, network.input_channels, _TRACED_FRAMES, network.bins)
+    _export_planes(onnx_form(_plain(network)), path, metadata)
+
+
+def _export_planes(form: DPDCRN, path: PathLike, metadata: Mapping[str, object]) -> None:
+    example = torch.randn(1, form.input_channels, _TRACED_FRAMES, form.bins)
     dynamic = {0: "batch", 2: "frames"}
-    _export(_Planes(network), (example,), [INPUT], [OUTPUT], {INPUT: dynamic, OUTPUT: dynamic}, path, metadata)
+    _export(_Planes(form), (example,), [INPUT], [OUTPUT], {INPUT: dynamic, OUTPUT: dynamic}, path, metadata)
+
+
+def export_int8_onnx(
+    network: DPDCRN, path: PathLike, metadata: Mapping[str, object], spectra: Sequence[Tensor]
+) -> None:
+    """Write the network with 8-bit convolutions; inputs and outputs as for :func:`export_onnx`.
+
+    Args:
+        network: one that is not causal, on any device; it is left as it is.
+        path: the file to be written.
+        metadata: put into the file as text.
+        spectra: mixtures ``(1, 2 * microphones, T, F)`` on which ranges of activations are measured.
+
+    Raises:
+        UserError: a package is missing, or the network is causal.
+    """
+    network = _plain(network)
+    form = int8_form(network, calibrate(network, spectra))
+    _export_planes(form, path, metadata)
 
 
 def export_stream_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, object]) -> None:
@@ -82,7 +106,7 @@ def export_stream_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, o
     Raises:
         UserError: a package is missing.
     """
-    step = StreamingDPDCRN(_exportable(network))
+    step = StreamingDPDCRN(onnx_form(_plain(network)))
     state = step.initial_state()
     example = torch.randn(1, step.network.input_channels, _TRACED_FRAMES, step.network.bins)
     inputs = [INPUT, *(STATE.format(i) for i in range(len(state)))]
@@ -92,7 +116,7 @@ def export_stream_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, o
     _export(step, (example, *state), inputs, outputs, {INPUT: dynamic, OUTPUT: dynamic}, path, metadata, shapes)
 
 
-def _exportable(network: DPDCRN) -> DPDCRN:
+def _plain(network: DPDCRN) -> DPDCRN:
     if missing_packages():
         raise UserError(
             f"export to ONNX needs {' and '.join(missing_packages())}: pip install {' '.join(missing_packages())}, "
@@ -100,7 +124,7 @@ def _exportable(network: DPDCRN) -> DPDCRN:
         )
     network = copy.deepcopy(network).cpu().float().eval()
     network.feature_sink = None
-    return network
+    return network.requires_grad_(False)
 
 
 def _export(
@@ -125,6 +149,7 @@ def _export(
                 str(temporary),
                 dynamo=False,
                 opset_version=OPSET,
+                custom_opsets={CONTRIB: 1},
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_axes=dynamic,

@@ -8,15 +8,16 @@ Export puts a copy of this module and of ``spectral_stream.py`` into the folder 
     play(stream.flush())
 """
 
+import threading
 from typing import Any, List, Optional
 
 import numpy as np
 
 try:
-    from i2srf_kd.audio.spectral_stream import SpectralStream
+    from i2srf_kd.audio.spectral_stream import CHUNK_FRAMES, SpectralStream
     from i2srf_kd.errors import UserError
 except ImportError:  # the copy in an exported folder, where the package is not installed
-    from spectral_stream import SpectralStream  # type: ignore[import-not-found, no-redef]
+    from spectral_stream import CHUNK_FRAMES, SpectralStream  # type: ignore[import-not-found, no-redef]
 
     UserError = ValueError  # type: ignore[misc, assignment]
 
@@ -50,6 +51,7 @@ class OnnxStep:
         self._shapes = [entry.shape for entry in inputs[1:]]
         if not self._shapes:
             raise UserError(f"{path}: has no state, so it is not the model for streams; give model_stream.onnx")
+        self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
@@ -60,6 +62,16 @@ class OnnxStep:
         """Enhance the next frames: ``(1, 2 * microphones, T, F)`` to ``(1, 2, T, F)``."""
         enhanced, *self._state = self._session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
         return enhanced
+
+    def whole(self, planes: np.ndarray, chunk: int = CHUNK_FRAMES) -> np.ndarray:
+        """Enhance recordings in one piece, ``(B, 2 * microphones, T, F)``, in memory that hardly grows with T."""
+        starts, recordings = range(0, planes.shape[2], chunk), []
+        with self._lock:  # there is one state
+            for i in range(len(planes)):
+                self.forget()
+                recordings.append(np.concatenate([self(planes[i : i + 1, :, t : t + chunk]) for t in starts], axis=2))
+            self.forget()
+        return np.concatenate(recordings)
 
 
 class OnnxStreamingEnhancer(SpectralStream):

@@ -4,16 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from export.trained import make_experiment, make_network
 
-from i2srf_kd.bench import infer, loss, measure, scale
+from i2srf_kd.audio.io import write_audio
+from i2srf_kd.bench import infer, loss, measure, quality, scale
 from i2srf_kd.bench import reference as reference_folder
 from i2srf_kd.bench.pair import Pair
 from i2srf_kd.bench.reference import load_reference
 from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.bin.bench import get_parser, main
 from i2srf_kd.errors import UserError
+from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import missing_packages
 
 PAIR = (
@@ -91,6 +95,27 @@ def test_infer_is_exact(tmp_path):
     exact = [infer.NAIVE, infer.OURS] + ([] if missing_packages() else [infer.ONNX])
     assert all(rows[name]["error"] < 1e-5 for name in exact)
     assert rows[infer.NAIVE]["faster"] == 1
+
+
+def test_quality_compares_every_variant_with_float32(tmp_path):
+    pytest.importorskip("onnxruntime")
+    experiment = make_experiment(tmp_path / "exp", make_network())
+    times = np.arange(20000) / 16000
+    speech = (0.3 * np.sin(2 * np.pi * 200 * times) * np.sin(2 * np.pi * 3 * times)).astype(np.float32)
+    noisy = speech + 0.01 * np.random.default_rng(0).standard_normal(20000, np.float32)
+    for name, wave in (("wav", noisy), ("spk1", speech)):
+        write_audio(tmp_path / f"{name}.wav", wave, 16000)
+        (tmp_path / f"{name}.scp").write_text(f"utt {tmp_path / name}.wav\n")
+    model = export_bundle(experiment, tmp_path / "model", calibration=[noisy]).path
+    rows = {row["name"]: row for row in rows_of(f"quality {model} --pairs {tmp_path} --repeats 1".split(), tmp_path)}
+    assert list(rows) == [
+        quality.FLOAT, "onnxruntime, float32", "onnxruntime, int8", "torch, bfloat16 autocast", "torch, bfloat16 weights"
+    ]  # fmt: skip
+    assert abs(rows["onnxruntime, float32"]["si_sdr_cost"]["mean"]) < 1e-3
+    assert all(abs(row["si_sdr_cost"]["mean"]) > 1e-6 for name, row in rows.items() if "8" in name or "bf" in name)
+    assert rows["torch, bfloat16 weights"]["mb"] < rows[quality.FLOAT]["mb"]
+    with pytest.raises(UserError, match="is no exported model"):
+        main(["quality", str(experiment), "--pairs", str(tmp_path)])
 
 
 def test_stream_has_a_row_for_each_runtime_and_block(tmp_path):

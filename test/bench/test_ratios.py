@@ -9,6 +9,7 @@ import pytest
 from i2srf_kd.bench import infer, loss
 from i2srf_kd.bench.measure import Clock, in_turns
 from i2srf_kd.bin.bench import get_parser
+from i2srf_kd.export.onnx import missing_packages
 
 
 def share_of_reference(work, ours, reference, turns):
@@ -33,7 +34,17 @@ def test_whole_loss(losses):
     assert share_of_reference(losses, loss.OUR_LOSS, loss.NAIVE_LOSS, turns=5) < 0.85
 
 
+@pytest.fixture(scope="module")
+def inference():
+    return infer.candidates(get_parser().parse_args(["infer", "--preset", "dpdcrn_student", "--seconds", "4"]))
+
+
 @pytest.mark.slow
-def test_inference():
-    work = infer.candidates(get_parser().parse_args(["infer", "--preset", "dpdcrn_student", "--seconds", "4"]))
-    assert share_of_reference(work, infer.OURS, infer.NAIVE, turns=7) < 1.2
+def test_inference(inference):
+    assert share_of_reference(inference, infer.OURS, infer.NAIVE, turns=7) < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_packages()), reason="onnx and onnxruntime are not installed")
+def test_inference_with_onnxruntime(inference):
+    assert share_of_reference(inference, infer.ONNX, infer.NAIVE, turns=7) < 0.65

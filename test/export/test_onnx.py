@@ -1,12 +1,14 @@
 """ONNX files against PyTorch, and the runtime without PyTorch."""
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from export.trained import make_experiment, make_network
+from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.enhancer import load_enhancer
 from i2srf_kd.errors import UserError
@@ -84,6 +86,82 @@ def test_numpy_transforms_equal_torchs(n_fft, hop, samples):
     complex_planes = torch.complex(*torch.from_numpy(altered[0].astype(np.float64))).T
     back = torch.istft(complex_planes, n_fft, hop, window=window, length=samples)
     np.testing.assert_allclose(transform.inverse(altered, samples), back, atol=1e-9)
+
+
+def test_real_speech(exported, audio_dir):
+    """Close to the float64 network, for random weights too; what a loaded export runs by default."""
+    experiment, report, network = exported
+    wave, fs = soundfile.read(sorted((audio_dir / "test" / "noisy").glob("*.wav"))[0], dtype="float32")
+    mics = network.input_channels // 2
+    wave = np.stack([wave] * mics, axis=1) if mics > 1 else wave
+    found = load_enhancer(report.path)
+    assert found.model.onnx is not None and load_enhancer(experiment).model.onnx is None
+    exact = load_enhancer(report.path, runtime="torch")
+    expected = exact.double().model.enhance_window(torch.from_numpy(wave)[None].double())[0].numpy()
+    np.testing.assert_allclose(found(wave, fs), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("slope", [0.25, -0.5, 1.5])
+def test_any_slope_of_the_activations(tmp_path, slope):
+    network = make_network()
+    for module in network.modules():
+        if isinstance(module, torch.nn.PReLU):
+            torch.nn.init.constant_(module.weight, slope)
+    export_onnx(network, tmp_path / "model.onnx", {})
+    assert check_onnx(network, tmp_path / "model.onnx", frames=[20]) < 2e-5
+
+
+@pytest.fixture(scope="module")
+def with_int8(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8")
+    experiment = make_experiment(folder / "exp", make_network())
+    return export_bundle(experiment, folder / "model", calibration=[noise(16000), noise(8000, seed=1)]).path
+
+
+def test_int8_is_close_and_smaller(with_int8):
+    wave = noise(16000, seed=2)
+    found, expected = (load_enhancer(with_int8, runtime=name)(wave, 16000) for name in ("int8", "torch"))
+    error = np.sum((found - expected) ** 2) / np.sum(expected**2)
+    assert 1e-7 < error < 1e-2  # 20 dB, and it is not the float32 file
+    model = onnx.load(str(with_int8 / "model_int8.onnx"))
+    assert [node.op_type for node in model.graph.node].count("QLinearConv") == 8
+
+
+def test_int8_file_does_what_its_form_says(with_int8, tmp_path):
+    """onnxruntime rounds as the arithmetic written in PyTorch does, but for ties."""
+    from i2srf_kd.export.int8 import calibrate, int8_form
+    from i2srf_kd.export.onnx import export_int8_onnx
+
+    network, spectrum = make_network(), torch.from_numpy(noise(1, 2, 60, 257))
+    export_int8_onnx(network, tmp_path / "int8.onnx", {}, [spectrum])
+    with torch.no_grad():
+        form = int8_form(network, calibrate(network, [spectrum]))(spectrum).spectrum.numpy()
+    found = onnxruntime.InferenceSession(str(tmp_path / "int8.onnx")).run(None, {"mixture": spectrum.numpy()})[0]
+    assert np.sum((found - form) ** 2) < 1e-3 * np.sum(form**2)
+
+
+def test_runtimes_that_are_not_there(exported, with_int8, tmp_path):
+    experiment, report, _ = exported
+    with pytest.raises(UserError, match="has no model_int8.onnx: export the model with --int8"):
+        load_enhancer(report.path, runtime="int8")
+    with pytest.raises(UserError, match="has no model.onnx"):
+        load_enhancer(experiment, runtime="onnx")
+    with pytest.raises(UserError, match="choose one of auto, torch"):
+        load_enhancer(report.path, runtime="tensorrt")
+    moved = tmp_path / "moved"
+    shutil.copytree(with_int8, moved)
+    shutil.copyfile(report.path / "model.onnx", moved / "model.onnx")
+    with pytest.raises(UserError, match="made of other weights"):
+        load_enhancer(moved)
+
+
+def test_int8_needs_onnx_and_a_model_that_is_not_causal(tmp_path):
+    network = make_network(causal=True)
+    causal = make_experiment(tmp_path / "exp", network, separator_conf={**SMALL, "causal": True})
+    with pytest.raises(UserError, match="--int8 is for models that are not causal"):
+        export_bundle(causal, tmp_path / "model", calibration=[noise(8000)])
+    with pytest.raises(UserError, match="leave out --onnx false"):
+        export_bundle(causal, tmp_path / "model", onnx=False, calibration=[noise(8000)])
 
 
 _WITHOUT_TORCH = """

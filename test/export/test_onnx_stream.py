@@ -41,7 +41,16 @@ def test_folder_of_a_causal_model(exported):
     assert "causal: 512 samples (32 ms)" in card and "OnnxStreamingEnhancer" in card and "{" not in card
     assert 0 < check_stream_onnx(network, report.path / "model_stream.onnx") <= report.onnx_error <= 1e-4
     wave = noise(3000, 2)
-    np.testing.assert_array_equal(load_enhancer(report.path)(wave, 16000), load_enhancer(experiment)(wave, 16000))
+    expected = load_enhancer(experiment)(wave, 16000)
+    np.testing.assert_array_equal(load_enhancer(report.path, runtime="torch")(wave, 16000), expected)
+    np.testing.assert_allclose(load_enhancer(report.path)(wave, 16000), expected, rtol=0, atol=1e-6)
+
+
+def test_a_loaded_export_streams_with_onnxruntime(exported):
+    report = exported[1]
+    enhancer = load_enhancer(report.path)
+    assert isinstance(enhancer.stream(), OnnxStreamingEnhancer)
+    assert not isinstance(load_enhancer(report.path, runtime="torch").stream(), OnnxStreamingEnhancer)
 
 
 def test_state_has_fixed_shapes_in_the_file(exported):
