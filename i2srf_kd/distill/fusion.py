@@ -13,7 +13,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, cast
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.distill.recursion import Layer, mix_layers, moments, norm_act
+from i2srf_kd.distill.recursion import Columns, Layer, mix_layers, moments, norm_act
 
 
 class FusionOutput(NamedTuple):
@@ -23,8 +23,8 @@ class FusionOutput(NamedTuple):
     state: Tensor
 
 
-def nearest_columns(columns: Tensor, source: int, target: int) -> Tensor:
-    """Bins of a map of width ``source`` that a nearest-neighbour resize to ``target`` puts at ``columns``."""
+def nearest_columns(columns: Any, source: int, target: int) -> Any:
+    """Bins of a map of width ``source`` that a nearest-neighbour resize to ``target`` puts at ``columns`` (one or many)."""
     return columns * source // target
 
 
@@ -97,35 +97,38 @@ class RecursiveFusion(nn.Module):
             raise ValueError(f"the fusion was built for {len(self.reduce)} layers, got {len(features)}")
         if (state is not None) != self.accept_state:
             raise ValueError("a state must be given exactly when the fusion was built with accept_state=True")
-        survivors = _surviving_columns(features)
+        widths = [feature.shape[3] for feature in features]
+        survivors = _surviving_columns(widths if state is None else [state.shape[3], *widths])
+        chosen = [_as_slice(columns, features[0].device) for columns in survivors]
         if state is not None:
-            handed_over = nearest_columns(survivors[0], state.shape[3], features[0].shape[3])
-            state = state.index_select(3, handed_over)
+            state = state[..., chosen.pop(0)]
         kind = features[-1].device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         gates: List[Any] = [None] * (len(features) - len(self.gates)) + [gate() for gate in self.gates]
-        widths = [feature.shape[3] for feature in features]
-        # From here on all bins survive, in order.
-        first_whole = max((k + 1 for k, width in enumerate(widths) if width != widths[-1]), default=0)
         layers = []
         with torch.autocast(kind, enabled=False):
-            for position, (feature, reduce, gate, columns) in enumerate(
-                zip(features, self.reduce, gates, survivors, strict=True)
-            ):
+            for feature, reduce, gate, columns in zip(features, self.reduce, gates, chosen, strict=True):
                 folded = [*reduce(feature), reduce.act.weight, *(gate or ())]
                 kernel, offset, slope, *gate_tensors = (t.to(half or t.dtype) for t in folded)
-                picked = columns if position < first_whole else None
-                layers.append(Layer(feature, picked, kernel, offset, slope, tuple(gate_tensors) or None))
+                layers.append(Layer(feature, columns, kernel, offset, slope, tuple(gate_tensors) or None))
             state = mix_layers(layers, None if state is None else state.to(layers[0].kernel.dtype))
         conv, norm, act = self.final
         return FusionOutput(norm_act(conv(state), norm.weight, norm.bias, act.weight, norm.eps), state)
 
 
-def _surviving_columns(features: Sequence[Tensor]) -> List[Tensor]:
-    """Of each layer, the bins that reach the last layer through the resizes in between."""
-    columns = torch.arange(features[-1].shape[3], device=features[-1].device)
+def _surviving_columns(widths: Sequence[int]) -> List[List[int]]:
+    """Of each map of a chain of these widths, the bins that reach the last one through the resizes in between."""
+    columns = list(range(widths[-1]))
     survivors = [columns]
-    for layer, following in zip(features[-2::-1], features[:0:-1], strict=True):
-        columns = nearest_columns(columns, layer.shape[3], following.shape[3])
+    for width, following in zip(widths[-2::-1], widths[:0:-1], strict=True):
+        columns = [int(nearest_columns(column, width, following)) for column in columns]
         survivors.append(columns)
     return survivors[::-1]
+
+
+def _as_slice(columns: List[int], device: torch.device) -> Columns:
+    """A slice where the bins are evenly spaced, an index otherwise."""
+    step = columns[1] - columns[0] if len(columns) > 1 else 1
+    if step > 0 and columns == list(range(columns[0], columns[-1] + 1, step)):
+        return slice(columns[0], columns[-1] + 1, step)
+    return torch.tensor(columns, device=device)

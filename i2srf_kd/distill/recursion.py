@@ -8,10 +8,13 @@ from the features, which are there anyway. The gradients are those that autograd
 Under ``torch.compile``, which fuses such passes itself, :func:`mix_layers` leaves the gradient to autograd.
 """
 
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+Columns = Union[slice, Tensor]
 
 # Positions (frames times bins) that a CPU works on at a time: a map of 128 channels then fits its second-level cache.
 _POSITIONS = 2048
@@ -22,7 +25,7 @@ class Layer(NamedTuple):
 
     Attributes:
         feature: ``(B, C, T, F)``.
-        columns: bins that are read, or None for all of them in order.
+        columns: bins that are read, as an index or, which is faster, a slice.
         kernel: convolution and norm folded, one for each clip, ``(B, M, C)``.
         offset: ``(B, M)``.
         slope: of the PReLU, ``(1,)``.
@@ -31,7 +34,7 @@ class Layer(NamedTuple):
     """
 
     feature: Tensor
-    columns: Optional[Tensor]
+    columns: Columns
     kernel: Tensor
     offset: Tensor
     slope: Tensor
@@ -49,20 +52,27 @@ class _Step(NamedTuple):
     state: Tensor  # (b, N, M)
 
 
-def _prelu(x: Tensor, slope: Tensor) -> Tensor:
-    return x.clamp_min(0).addcmul(x.clamp_max(0), slope)
+def _prelu_gradient(x: Tensor, slope: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
+    """By the input and by the slope of a PReLU of one slope; ``torch.where`` and autograd's own take three times as long."""
+    by_slope = torch.linalg.vecdot(x.clamp_max(0).flatten(), grad.flatten()).view(1)
+    positive = torch.ops.aten.threshold_backward(grad, x, 0)
+    return positive.mul_(1 - slope).addcmul_(grad, slope), by_slope
 
 
 def _read(layer: Layer) -> Tensor:
     """The bins of a chunk that are needed, ``(b, C, N)``."""
-    feature = layer.feature if layer.columns is None else layer.feature.index_select(3, layer.columns)
-    return feature.flatten(2)
+    return layer.feature[..., layer.columns].flatten(2)
+
+
+def _reads_all(layer: Layer) -> bool:
+    width = layer.feature.shape[3]
+    return isinstance(layer.columns, slice) and len(range(width)[layer.columns]) == width
 
 
 def _step(layer: Layer, before: Optional[Tensor]) -> _Step:
     read = _read(layer).to(layer.kernel.dtype)
     reduced = torch.baddbmm(layer.offset.unsqueeze(1), read.mT, layer.kernel.mT)
-    x = _prelu(reduced, layer.slope)
+    x = F.prelu(reduced, layer.slope)
     if layer.gate is None or before is None:
         return _Step(read, reduced, x, None, None, x)
     weight, bias = layer.gate
@@ -104,8 +114,7 @@ def _step_gradient(layer: Layer, step: _Step, grad: Tensor, with_feature: bool) 
         gate_weight = torch.cat([flat @ step.x.flatten(0, 1), flat @ step.before.flatten(0, 1)], dim=1)
         before = (step.gates[..., 1:] * grad).add_(inner @ weight[:, middle:])
         grad = (step.gates[..., :1] * grad).add_(inner @ weight[:, :middle])
-    slope = torch.linalg.vecdot(step.reduced.clamp_max(0).flatten(), grad.flatten()).view(1)
-    grad = torch.where(step.reduced > 0, grad, grad * layer.slope)
+    grad, slope = _prelu_gradient(step.reduced, layer.slope, grad)
     read = layer.kernel.mT @ grad.mT if with_feature else None
     return _StepGradient(read, (step.read @ grad).mT, grad.sum(1), slope, gate_weight, gate_bias, before)
 
@@ -134,10 +143,10 @@ class _Mix(torch.autograd.Function):
     """:func:`mix_layers`; the tensors of all layers in a row, six for each, after the state handed over."""
 
     @staticmethod
-    def forward(ctx: Any, columns: Sequence[Optional[Tensor]], state: Optional[Tensor], *tensors: Any) -> Tensor:
+    def forward(ctx: Any, columns: Sequence[Columns], state: Optional[Tensor], *tensors: Any) -> Tensor:
         layers = _unflatten(columns, tensors)
-        last, kernel = layers[-1].feature, layers[-1].kernel
-        bins = last.shape[3] if columns[-1] is None else len(columns[-1])
+        last, kernel = layers[-1].feature, layers[-1].kernel  # all bins of the last layer are read
+        bins = last.shape[3]
         # Channels come last in memory: the products give it so, and convolutions and Gram matrices take it as it is.
         out = kernel.new_empty(last.shape[0], last.shape[2], bins, kernel.shape[1])
         for clips, frames in _chunks(last, bins):
@@ -157,7 +166,8 @@ class _Mix(torch.autograd.Function):
         needed = ctx.needs_input_grad[2::6]
         gradients = [None if t is None else torch.zeros_like(t) for t in tensors]
         for k, need in enumerate(needed):
-            gradients[6 * k] = torch.zeros_like(layers[k].feature) if need else None
+            make = torch.empty_like if _reads_all(layers[k]) else torch.zeros_like
+            gradients[6 * k] = make(layers[k].feature) if need else None
         state_gradient = torch.empty_like(state) if state is not None else None
         for clips, frames in _chunks(grad, bins):
             cut = [_cut(layer, clips, frames) for layer in layers]
@@ -175,7 +185,7 @@ class _Mix(torch.autograd.Function):
 
 
 def _add(
-    gradients: Sequence[Any], found: _StepGradient, columns: Optional[Tensor], clips: slice, frames: slice, bins: int
+    gradients: Sequence[Any], found: _StepGradient, columns: Columns, clips: slice, frames: slice, bins: int
 ) -> None:
     """Add the gradient of a chunk to those of a layer's tensors."""
     feature, kernel, offset, slope, gate_weight, gate_bias = gradients
@@ -188,8 +198,8 @@ def _add(
     if feature is not None and found.read is not None:
         read = found.read.unflatten(2, (-1, bins)).to(feature.dtype)
         part = feature[clips, :, frames]
-        if columns is None:
-            part.copy_(read)
+        if isinstance(columns, slice):
+            part[..., columns] = read
         else:
             part.index_add_(3, columns, read)
 
@@ -198,7 +208,7 @@ def _flatten(layers: Sequence[Layer]) -> List[Any]:
     return [t for x in layers for t in (x.feature, x.kernel, x.offset, x.slope, *(x.gate or (None, None)))]
 
 
-def _unflatten(columns: Sequence[Optional[Tensor]], tensors: Sequence[Any]) -> List[Layer]:
+def _unflatten(columns: Sequence[Columns], tensors: Sequence[Any]) -> List[Layer]:
     layers = []
     for k, picked in enumerate(columns):
         feature, kernel, offset, slope, weight, bias = tensors[6 * k : 6 * k + 6]
@@ -262,11 +272,12 @@ class _NormAct(torch.autograd.Function):
         out = torch.empty_like(x)
         means, scales = [], []
         for clips in _clips(x):
-            variance, mean = torch.var_mean(x[clips], 1, correction=0)
+            mean = x[clips].mean(1)
+            variance = (x[clips] - mean.unsqueeze(1)).square_().mean(1)  # three times as fast as torch.var_mean
             scale = (variance + eps).rsqrt()
             gain = weight * scale
             normed = torch.addcmul((bias - gain * mean).unsqueeze(1), x[clips], gain.unsqueeze(1))
-            out[clips] = _prelu(normed, slope)
+            out[clips] = F.prelu(normed, slope)
             means.append(mean)
             scales.append(scale)
         ctx.save_for_backward(x, torch.cat(means), torch.cat(scales), weight, bias, slope)
@@ -282,9 +293,8 @@ class _NormAct(torch.autograd.Function):
             scale = scales[clips].unsqueeze(1)
             centred = (x[clips] - means[clips].unsqueeze(1)).mul_(scale)
             normed = centred * weight + bias
-            g = grad[clips]
-            by_slope += torch.linalg.vecdot(normed.clamp_max(0).flatten(), g.flatten())
-            g = torch.where(normed > 0, g, g * slope)
+            g, by_slope_here = _prelu_gradient(normed, slope, grad[clips])
+            by_slope += by_slope_here
             total, product = g.sum(1), (g * centred).sum(1)
             by_bias += total.sum(0)
             by_weight += product.sum(0)
@@ -303,7 +313,7 @@ def norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, eps: float)
     rows = _positions(x).to(torch.promote_types(x.dtype, torch.float32))
     if torch.compiler.is_compiling():
         variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-        rows = _prelu((rows - mean) * ((variance + eps).rsqrt() * weight) + bias, slope)
+        rows = F.prelu((rows - mean) * ((variance + eps).rsqrt() * weight) + bias, slope)
     else:
         rows = _NormAct.apply(rows, weight.to(rows.dtype), bias.to(rows.dtype), slope.to(rows.dtype), eps)
     return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
