@@ -24,7 +24,7 @@ class FusionOutput(NamedTuple):
 
 
 def nearest_columns(columns: Any, source: int, target: int) -> Any:
-    """Bins of a map of width ``source`` that a nearest-neighbour resize to ``target`` puts at ``columns`` (one or many)."""
+    """Bins of a map of width ``source`` that a nearest-neighbour resize to ``target`` puts at ``columns``."""
     return columns * source // target
 
 
@@ -108,11 +108,11 @@ class RecursiveFusion(nn.Module):
         layers = []
         with torch.autocast(kind, enabled=False):
             for feature, reduce, gate, columns in zip(features, self.reduce, gates, chosen, strict=True):
-                folded = [*reduce(feature), reduce.act.weight, *(gate or ())]
+                folded = [*reduce(feature), cast(_Reduce, reduce).act.weight, *(gate or ())]
                 kernel, offset, slope, *gate_tensors = (t.to(half or t.dtype) for t in folded)
                 layers.append(Layer(feature, columns, kernel, offset, slope, tuple(gate_tensors) or None))
             state = mix_layers(layers, None if state is None else state.to(layers[0].kernel.dtype))
-        conv, norm, act = self.final
+        conv, norm, act = cast(Tuple[nn.Conv2d, nn.InstanceNorm2d, nn.PReLU], tuple(self.final))
         return FusionOutput(norm_act(conv(state), norm.weight, norm.bias, act.weight, norm.eps), state)
 
 

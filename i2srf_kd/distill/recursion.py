@@ -53,7 +53,8 @@ class _Step(NamedTuple):
 
 
 def _prelu_gradient(x: Tensor, slope: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
-    """By the input and by the slope of a PReLU of one slope; ``torch.where`` and autograd's own take three times as long."""
+    """Of a PReLU of one slope: by its input and by the slope."""
+    # Several times as fast on a CPU as torch.where and as autograd's own, which are not vectorised.
     by_slope = torch.linalg.vecdot(x.clamp_max(0).flatten(), grad.flatten()).view(1)
     positive = torch.ops.aten.threshold_backward(grad, x, 0)
     return positive.mul_(1 - slope).addcmul_(grad, slope), by_slope
