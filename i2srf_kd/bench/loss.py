@@ -25,7 +25,6 @@ from i2srf_kd.bench.memory import memory_columns
 from i2srf_kd.bench.pair import Pair, add_pair_options, feature_tensors
 from i2srf_kd.bench.reference import MISSING, load_reference
 from i2srf_kd.bench.report import Column, Report
-from i2srf_kd.distill import build_method
 
 OUR_CALIBRATION, NAIVE_CALIBRATION = "calibration", "calibration, naive"
 OUR_LOSS, NAIVE_LOSS, PUBLISHED = "whole loss", "whole loss, naive", "whole loss, published code"
@@ -55,7 +54,7 @@ def candidates(args: argparse.Namespace) -> Dict[str, Work]:
 
 def _candidates(pair: Pair) -> Dict[str, Work]:
     method, reference = pair.published_method(), load_reference("distillation")
-    default = build_method("i2srf_tfckd", *pair.layouts()).to(pair.mixture.device)
+    default = pair.default_method()
     fused = [
         [f.detach() for f in fusion(side.features)]
         for fusion, side in (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from i2srf_kd.bin.methods import as_leaves, run_network
-from i2srf_kd.distill import Side, build_method, layout_of
+from i2srf_kd.distill import DistillMethod, Side, build_method, layout_of
 from i2srf_kd.distill.methods.tfckd import I2RFTFCKD
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
@@ -53,6 +53,10 @@ class Pair:
         method = build_method("i2rf_tfckd", *self.layouts(), calibration=sizes)
         assert isinstance(method, I2RFTFCKD)
         return method.to(self.mixture.device)
+
+    def default_method(self) -> DistillMethod:
+        """I2SRF-TFCKD with its default options."""
+        return build_method("i2srf_tfckd", *self.layouts()).to(self.mixture.device)
 
     def layouts(self) -> List[Dict]:
         """Layouts of student and teacher."""

@@ -1,7 +1,8 @@
 """Part ``step``: what a distilled training step consists of, and the audio it gets through in a second.
 
 The plain step is the naive network, the naive loss and an optimiser that goes through the parameters one by one, all
-in float32; the teacher of the plain step runs without gradient.
+in float32; the teacher of the plain step runs without gradient. The whole step is measured as one, with the default
+options of I2SRF-TFCKD, without and with the flags of :mod:`i2srf_kd.speed`.
 """
 
 import argparse
@@ -9,7 +10,8 @@ from typing import Any, Dict, List, Sequence
 
 import torch
 
-from i2srf_kd.bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds
+from i2srf_kd.bench.flags import TrainingStep, add_compile_option, sections
+from i2srf_kd.bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
 from i2srf_kd.bench.pair import Pair, add_pair_options
 from i2srf_kd.bench.reference import MISSING, load_reference
 from i2srf_kd.bench.report import Column, Report
@@ -21,6 +23,8 @@ NAIVE_STUDENT, NAIVE_LOSS = "student forward and backward, naive", "distillation
 TEACHER, INFERENCE, BFLOAT = "teacher, no_grad", "teacher, inference mode", "teacher, inference mode, bfloat16"
 NAIVE_TEACHER = "teacher, naive"
 LOOP, FOREACH, FUSED = "AdamW, one by one", "AdamW, foreach", "AdamW, fused"
+WHOLE = "whole step"
+FLAG = WHOLE + ", "
 STEPS = {
     "plain step": (NAIVE_STUDENT, NAIVE_TEACHER, NAIVE_LOSS, LOOP),
     "step": (STUDENT, TEACHER, LOSS, FOREACH),
@@ -31,7 +35,8 @@ STEPS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this part."""
     add_pair_options(parser)
-    parser.set_defaults(batch=4)
+    add_compile_option(parser)
+    parser.set_defaults(batch=2)
 
 
 def candidates(args: argparse.Namespace) -> Dict[str, Work]:
@@ -92,6 +97,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
     clock, pair = Clock(args.device, args.threads), Pair(args)
     work = _candidates(pair)
+    flags = sections(args.compile, args.device)
+    work[WHOLE] = TrainingStep(pair, {})
+    work.update({FLAG + name: TrainingStep(pair, section) for name, section in flags.items()})
     rates = measure_rates(clock)
     turns = in_turns(work, clock, args.repeats)
     seconds = median_seconds(turns)
@@ -103,6 +111,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     rows: List[Dict[str, Any]] = []
     for name, value in seconds.items():
         row: Dict[str, Any] = {"name": name, "seconds": value, "share": value / steps["step"]}
+        if name.startswith(WHOLE):
+            row["audio"] = audio / value
+            row["faster_whole"] = ratio(turns, name, WHOLE)
         if name in limits:
             row["times_floor"] = value / limits[name].seconds(rates)
         rows.append(row)
@@ -117,6 +128,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         Column("times_floor", "time over floor", "{:.2f}"),
         Column("audio", "seconds of audio per second", "{:.2f}"),
         Column("faster", "times faster than plain", "{:.2f}"),
+        Column("faster_whole", "times faster than without flags", "{:.2f}"),
     )
     conditions = {"clips": args.batch, "frames": pair.frames, "GFLOP/s": rates.flops_per_second / 1e9}
     notes = [f"A step is the sum of: {', '.join(STEPS['step'])}."] + ([] if "plain step" in steps else [MISSING])

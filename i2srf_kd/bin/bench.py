@@ -1,7 +1,8 @@
 """Measure speed and memory against plain references and against the limits of the machine.
 
     python -m i2srf_kd.bin.bench loss     distillation loss, forward and backward
-    python -m i2srf_kd.bin.bench step     parts of a training step
+    python -m i2srf_kd.bin.bench step     a training step, its parts, and what makes it faster
+    python -m i2srf_kd.bin.bench curve    what makes it faster, and the loss of a short training
     python -m i2srf_kd.bin.bench loader   reading of training chunks
     python -m i2srf_kd.bin.bench infer    offline inference: naive, this package, onnxruntime
     python -m i2srf_kd.bin.bench quality  what int8 and bfloat16 cost a trained model in quality
@@ -19,7 +20,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from i2srf_kd.bench import infer, loader, loss, models, quality, scale, step, stream
+from i2srf_kd.bench import curve, infer, loader, loss, models, quality, scale, step, stream
 from i2srf_kd.bench.measure import (
     MEMORY_OPTION,
     Clock,
@@ -30,12 +31,14 @@ from i2srf_kd.bench.measure import (
 from i2srf_kd.errors import UserError, run_command
 
 PARTS: Dict[str, Any] = {
-    "loss": loss, "step": step, "loader": loader, "infer": infer, "quality": quality, "stream": stream,
-    "scale": scale, "models": models,
+    "loss": loss, "step": step, "curve": curve, "loader": loader, "infer": infer, "quality": quality,
+    "stream": stream, "scale": scale, "models": models,
 }  # fmt: skip
 # Turns that are counted, where nothing else is asked for.
-REPEATS = {"loss": 3, "step": 3, "loader": 5, "infer": 9, "quality": 3, "stream": 40, "scale": 1, "models": 5}
-ON_GPU = ("loss", "step", "infer")
+REPEATS = {
+    "loss": 1, "step": 1, "curve": 1, "loader": 5, "infer": 9, "quality": 3, "stream": 40, "scale": 1, "models": 5,
+}  # fmt: skip
+ON_GPU = ("loss", "step", "curve", "infer")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise :class:`UserError` for options out of range."""
-    for name in ("threads", "repeats", "batch", "utterances"):
+    for name in ("threads", "repeats", "batch", "utterances", "steps"):
         if getattr(args, name, 1) < 1:
             raise UserError(f"--{name} must be at least 1")
     if not getattr(args, "seconds", 1.0) >= 0.1:

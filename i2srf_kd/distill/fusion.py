@@ -8,13 +8,12 @@ bin by bin, so only the bins that the last layer's width will pick are ever comp
 layer, through the mean and covariance of its input. Both are exact.
 """
 
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2srf_kd.distill.products import self_gram
+from i2srf_kd.distill.recursion import Columns, Layer, mix_layers, moments, norm_act
 
 
 class FusionOutput(NamedTuple):
@@ -24,13 +23,13 @@ class FusionOutput(NamedTuple):
     state: Tensor
 
 
-def nearest_columns(columns: Tensor, source: int, target: int) -> Tensor:
+def nearest_columns(columns: Any, source: int, target: int) -> Any:
     """Bins of a map of width ``source`` that a nearest-neighbour resize to ``target`` puts at ``columns``."""
     return columns * source // target
 
 
 class _Reduce(nn.Module):
-    """1x1 convolution, instance norm and PReLU, evaluated at chosen bins only."""
+    """1x1 convolution, instance norm and PReLU, folded for :func:`~i2srf_kd.distill.recursion.mix_layers`."""
 
     def __init__(self, channels: int, middle: int):
         super().__init__()
@@ -38,32 +37,26 @@ class _Reduce(nn.Module):
         self.norm = nn.InstanceNorm2d(middle, affine=True)
         self.act = nn.PReLU()
 
-    def forward(self, feature: Tensor, columns: Tensor) -> Tensor:
-        """``(B, C, T, F)`` to ``(B, M, T, len(columns))``."""
-        with torch.autocast(feature.device.type, enabled=False):
-            feature = feature.to(self.conv.weight.dtype)
-            # The norm's mean and variance follow from those of the input, without the convolution at every bin.
-            feature = feature - feature.mean((2, 3), keepdim=True)
-            covariance = self_gram(feature.flatten(2)) / feature[0, 0].numel()
-            weight = self.conv.weight.flatten(1)
-            variance = ((weight @ covariance) * weight).sum(-1)
-            kernel = (self.norm.weight * (variance + self.norm.eps).rsqrt()).unsqueeze(-1) * weight  # (B, M, C)
-        picked = feature.index_select(3, columns)
-        mixed = kernel @ picked.flatten(2) + self.norm.bias.unsqueeze(-1)
-        return self.act(mixed.unflatten(2, picked.shape[2:]))
+    def forward(self, feature: Tensor) -> Tuple[Tensor, Tensor]:
+        """``(B, C, T, F)`` to the products ``(B, M, C)`` and offsets ``(B, M)`` that stand for convolution and norm."""
+        # The norm's mean and variance follow from those of the input, without the convolution at every bin.
+        mean, covariance = moments(feature.flatten(2).to(self.conv.weight.dtype))
+        weight = self.conv.weight.flatten(1)
+        variance = ((weight @ covariance) * weight).sum(-1)
+        kernel = (self.norm.weight * (variance + self.norm.eps).rsqrt()).unsqueeze(-1) * weight
+        return kernel, self.norm.bias - (kernel @ mean.unsqueeze(-1)).squeeze(-1)
 
 
 class _Gate(nn.Module):
-    """Mix a reduced layer with the running state, each weighted by its own sigmoid gate."""
+    """Weights of the two gates of a layer, each a sigmoid of the reduced layer and the running state."""
 
     def __init__(self, middle: int):
         super().__init__()
         self.conv = nn.Conv2d(2 * middle, 2, 1)
 
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        for_x, for_state = self.conv.weight.chunk(2, dim=1)
-        gates = torch.sigmoid(F.conv2d(x, for_x, self.conv.bias) + F.conv2d(state, for_state))
-        return gates[:, :1] * x + gates[:, 1:] * state
+    def forward(self) -> Tuple[Tensor, Tensor]:
+        """Weight ``(2, 2 * M)`` and bias ``(2,)``."""
+        return self.conv.weight.flatten(1), cast(Tensor, self.conv.bias)
 
 
 class RecursiveFusion(nn.Module):
@@ -104,23 +97,38 @@ class RecursiveFusion(nn.Module):
             raise ValueError(f"the fusion was built for {len(self.reduce)} layers, got {len(features)}")
         if (state is not None) != self.accept_state:
             raise ValueError("a state must be given exactly when the fusion was built with accept_state=True")
-        survivors = _surviving_columns(features)
+        widths = [feature.shape[3] for feature in features]
+        survivors = _surviving_columns(widths if state is None else [state.shape[3], *widths])
+        chosen = [_as_slice(columns, features[0].device) for columns in survivors]
         if state is not None:
-            handed_over = nearest_columns(survivors[0], state.shape[3], features[0].shape[3])
-            state = state.index_select(3, handed_over)
-        gates: List[nn.Module] = list(self.gates)
-        for feature, reduce, columns in zip(features, self.reduce, survivors, strict=True):
-            x = reduce(feature, columns)
-            state = x if state is None else gates.pop(0)(x, state)
-        assert state is not None
-        return FusionOutput(self.final(state), state)
+            state = state[..., chosen.pop(0)]
+        kind = features[-1].device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        gates: List[Any] = [None] * (len(features) - len(self.gates)) + [gate() for gate in self.gates]
+        layers = []
+        with torch.autocast(kind, enabled=False):
+            for feature, reduce, gate, columns in zip(features, self.reduce, gates, chosen, strict=True):
+                folded = [*reduce(feature), cast(_Reduce, reduce).act.weight, *(gate or ())]
+                kernel, offset, slope, *gate_tensors = (t.to(half or t.dtype) for t in folded)
+                layers.append(Layer(feature, columns, kernel, offset, slope, tuple(gate_tensors) or None))
+            state = mix_layers(layers, None if state is None else state.to(layers[0].kernel.dtype))
+        conv, norm, act = cast(Tuple[nn.Conv2d, nn.InstanceNorm2d, nn.PReLU], tuple(self.final))
+        return FusionOutput(norm_act(conv(state), norm.weight, norm.bias, act.weight, norm.eps), state)
 
 
-def _surviving_columns(features: Sequence[Tensor]) -> List[Tensor]:
-    """Of each layer, the bins that reach the last layer through the resizes in between."""
-    columns = torch.arange(features[-1].shape[3], device=features[-1].device)
+def _surviving_columns(widths: Sequence[int]) -> List[List[int]]:
+    """Of each map of a chain of these widths, the bins that reach the last one through the resizes in between."""
+    columns = list(range(widths[-1]))
     survivors = [columns]
-    for layer, following in zip(features[-2::-1], features[:0:-1], strict=True):
-        columns = nearest_columns(columns, layer.shape[3], following.shape[3])
+    for width, following in zip(widths[-2::-1], widths[:0:-1], strict=True):
+        columns = [int(nearest_columns(column, width, following)) for column in columns]
         survivors.append(columns)
     return survivors[::-1]
+
+
+def _as_slice(columns: List[int], device: torch.device) -> Columns:
+    """A slice where the bins are evenly spaced, an index otherwise."""
+    step = columns[1] - columns[0] if len(columns) > 1 else 1
+    if step > 0 and columns == list(range(columns[0], columns[-1] + 1, step)):
+        return slice(columns[0], columns[-1] + 1, step)
+    return torch.tensor(columns, device=device)

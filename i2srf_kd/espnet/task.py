@@ -3,6 +3,7 @@
 import argparse
 import copy
 import hashlib
+import inspect
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ import yaml
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.schedulers.abs_scheduler import AbsScheduler
-from espnet2.tasks.abs_task import scheduler_classes
+from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.enh import (
     EnhancementTask,
     criterion_choices,
@@ -40,6 +41,7 @@ from i2srf_kd.espnet.run_guard import guard_experiment, is_first_process
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.experiment import Experiment
+from i2srf_kd.speed import SpeedOptions, compile_regions, parse_speed, speed_up_model, speed_up_network
 
 register_all()
 
@@ -76,6 +78,13 @@ class DistillEnhancementTask(EnhancementTask):
                 f"--{name}", type=str_or_none, default=None, help=f"Set by the program: fingerprint of the {what}"
             )
         add_chunk_arguments(parser)
+        group.add_argument(
+            "--speed",
+            action=NestedDictAction,
+            default={},
+            help="What makes a step faster: amp_dtype, teacher_dtype, teacher_inference_mode, channels_last, "
+            "dense_buffer, fused_optimizer, compile, cuda_graphs (docs/performance.md)",
+        )
         # Chunks of equal length, no attention plots, tensorboard beside the metrics in JSON lines.
         parser.set_defaults(
             iterator_type="task",
@@ -144,6 +153,7 @@ class DistillEnhancementTask(EnhancementTask):
     def main_worker(cls, args: argparse.Namespace) -> None:
         try:
             _check_gpus(args)
+            _check_speed(args)
             cls.resolve_distillation(args)
             if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
                 raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
@@ -159,8 +169,9 @@ class DistillEnhancementTask(EnhancementTask):
 
     @classmethod
     def build_optimizers(cls, args: argparse.Namespace, model: torch.nn.Module) -> List[torch.optim.Optimizer]:
+        with_speed = _with_fused_optimizer(args)
         try:
-            optimizers = super().build_optimizers(args, model)
+            optimizers = super().build_optimizers(with_speed, model)
         except (TypeError, ValueError) as error:
             raise UserError(f"--optim {args.optim}, --optim_conf {args.optim_conf}: {error}") from None
         _try_scheduler(args)
@@ -170,6 +181,7 @@ class DistillEnhancementTask(EnhancementTask):
     def build_model(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
         try:
             model = cls._build_student(args)
+            _speed_up(args, model)
         except (TypeError, ValueError, AttributeError, AssertionError) as error:
             if isinstance(error, UserError):
                 raise
@@ -275,6 +287,35 @@ def _signals_passed_on(children: Optional[Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_speed(args: argparse.Namespace) -> SpeedOptions:
+    options = parse_speed(args.speed, args.ngpu > 0)
+    if args.use_amp and options.amp_dtype is not None:
+        raise UserError("--use_amp true and speed: amp_dtype exclude each other: take amp_dtype, which needs no scaler")
+    return options
+
+
+def _speed_up(args: argparse.Namespace, model: ESPnetEnhancementModel) -> None:
+    options = _check_speed(args)
+    speed_up_network(model.separator, options, "student")
+    if isinstance(model, DistillEnhancementModel):
+        model.teacher.speed = options
+        speed_up_network(model.teacher.model.separator, options, "teacher")
+        if "loss" in options.compile:
+            compile_regions(model.distillation, options)
+    speed_up_model(model, options, "cuda" if args.ngpu > 0 else "cpu")
+
+
+def _with_fused_optimizer(args: argparse.Namespace) -> argparse.Namespace:
+    """The options, with the optimiser's own where ``speed`` asks for one kernel."""
+    if not _check_speed(args).fused_optimizer:
+        return args
+    kind: Any = optim_classes.get(args.optim)
+    able = [name for name, c in optim_classes.items() if "fused" in inspect.signature(c).parameters]
+    if kind is not None and args.optim not in able:
+        raise UserError(f"speed: fused_optimizer is not for --optim {args.optim}: use one of {', '.join(able)}")
+    return argparse.Namespace(**{**vars(args), "optim_conf": {**args.optim_conf, "fused": True}})
 
 
 def _check_gpus(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from i2srf_kd.distill.taps import FeatureTaps
 from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.inference import SILENT_STD
 from i2srf_kd.espnet.loading import load_espnet_model
+from i2srf_kd.speed import SpeedOptions, ordinary
 
 
 def planes(spectrum: Any) -> Tensor:
@@ -60,6 +61,7 @@ class FrozenTeacher:
 
     Attributes:
         analysis: encoder that a teacher of another transform shows its spectrum through; None: its own.
+        speed: precision and gradient mode it runs in.
 
     Raises:
         UserError: when the taps name no module of the teacher, or it does not enhance exactly one speaker.
@@ -77,6 +79,7 @@ class FrozenTeacher:
         self.model.loss_wrappers = []
         self.needs = frozenset(needs)
         self.analysis: Optional[AbsEncoder] = None
+        self.speed = SpeedOptions()
         try:
             self.taps = FeatureTaps(model, taps)
         except ValueError as error:
@@ -86,9 +89,18 @@ class FrozenTeacher:
         """Apply a device or dtype change to every parameter and buffer."""
         self.model._apply(fn)
 
-    @torch.no_grad()
     def __call__(self, speech_mix: Tensor, speech_lengths: Tensor) -> Side:
         """Enhance ``(B, samples)`` or ``(B, samples, channels)`` and return what the methods need."""
+        with self.speed.teacher_context(speech_mix.device.type):
+            side = self._enhance(speech_mix, speech_lengths)
+        side.features = {name: ordinary(layers) for name, layers in side.features.items()}
+        for name in ("spectrum", "waveform"):
+            value = getattr(side, name)
+            if value is not None:
+                setattr(side, name, ordinary([value])[0])
+        return side
+
+    def _enhance(self, speech_mix: Tensor, speech_lengths: Tensor) -> Side:
         scale = None
         if self.model.normalize_variance:
             scale = mixture_level(speech_mix).clamp_min(SILENT_STD)

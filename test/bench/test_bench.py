@@ -10,7 +10,7 @@ import torch
 from export.trained import make_experiment, make_network
 
 from i2srf_kd.audio.io import write_audio
-from i2srf_kd.bench import infer, loss, measure, quality, scale
+from i2srf_kd.bench import curve, infer, loss, measure, quality, scale
 from i2srf_kd.bench import reference as reference_folder
 from i2srf_kd.bench.pair import Pair
 from i2srf_kd.bench.reference import load_reference
@@ -52,10 +52,19 @@ def test_flops_of_the_calibration_are_those_of_its_gram_products():
     assert grams < counted < 1.05 * grams  # and the embeddings
 
 
+def test_curve(tmp_path):
+    rows = {row["name"]: row for row in rows_of(["curve", *PAIR, "--steps", "3"], tmp_path)}
+    plain = rows[curve.PLAIN]
+    assert len(plain["losses"]) == 3 and plain["losses"][2] < plain["losses"][0] and plain["apart"] == 0
+    assert rows["all together"]["losses"] != plain["losses"] and rows["all together"]["apart"] < 0.1
+    assert rows[curve.MOVED]["apart"] < 0.01 and "dense_buffer" in rows
+
+
 def test_step(tmp_path):
     rows = {row["name"]: row for row in rows_of(["step", *PAIR], tmp_path)}
     parts = ("student forward and backward", "teacher, no_grad", "distillation loss", "AdamW, foreach")
     assert sum(rows[name]["share"] for name in parts) == pytest.approx(1)
+    assert rows["whole step"]["faster_whole"] == 1 and rows["whole step, all together"]["faster_whole"] > 0
     assert rows["**step**"]["audio"] == pytest.approx(0.2 / rows["**step**"]["seconds"])
 
 
