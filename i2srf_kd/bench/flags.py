@@ -45,14 +45,15 @@ class TrainingStep:
     Args:
         pair: networks and batch.
         section: the section ``speed``.
+        dtype: of the distillation's parameters.
     """
 
-    def __init__(self, pair: Pair, section: Mapping[str, Any]):
+    def __init__(self, pair: Pair, section: Mapping[str, Any], dtype: torch.dtype = torch.float32):
         self.pair, self.device = pair, pair.mixture.device.type
         self.options = parse_speed(section, self.device != "cpu")
         self.student, self.teacher = copy.deepcopy(pair.student), copy.deepcopy(pair.teacher)
         torch.manual_seed(1)
-        self.method = pair.default_method()
+        self.method = pair.default_method().to(dtype)
         speed_up_network(self.student, self.options, "student")
         speed_up_network(self.teacher, self.options, "teacher")
         if "loss" in self.options.compile:
