@@ -12,6 +12,7 @@ baseline. wav.scp lists microphone A, wav_2.scp microphone B.
 import argparse
 from typing import List, Optional, Sequence
 
+import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
 from i2srf_kd.data.kaggle import download_dataset
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.l3das23 import find_sets, read_set
