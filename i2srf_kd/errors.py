@@ -21,7 +21,7 @@ class DiskFull(UserError):
     """A file could not be written for want of space."""
 
 
-def disk_full(path: Union[str, "os.PathLike[str]"], reason: str = "", needed_bytes: int = 0) -> DiskFull:
+def disk_full(path: Union[str, "os.PathLike[str]"], reason: Optional[str] = None, needed_bytes: int = 0) -> DiskFull:
     """The error of a file that could not be written for want of space: the folder, what is left, what to do.
 
     Args:

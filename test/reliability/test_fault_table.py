@@ -56,7 +56,7 @@ def test_lost_steps_are_counted() -> None:
 
 def test_marked_processes_are_found_and_waited_for() -> None:
     environment = {**os.environ, processes.MARK: "x1"}
-    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)"
+    code = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=30
     )

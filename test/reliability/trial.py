@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 from reliability import compare, faults, losses, processes
 from reliability.faults import KINDS, Kind, Scene, TooLate
 from reliability.losses import MODELS, Loss
-from reliability.workspace import EPOCHS, STEPS, Workspace
+from reliability.workspace import STEPS, Workspace
 
 from i2srf_kd.checkpoint import DAMAGED
 
@@ -162,7 +162,7 @@ def _loss(workspace: Workspace, kind: Kind, stage: int, disturbed: str, before: 
             disturbed, continued = workspace.log(stage, earlier=True), workspace.log(stage)
             # The command that was given again found everything finished, and wrote no log.
             return losses.training_loss(disturbed, continued, STEPS, kind.steps)
-        if losses.steps_done(disturbed, STEPS) >= STEPS * EPOCHS:
-            return Loss(f"0 of {STEPS * EPOCHS} steps", True)
+        if workspace.log(stage) == disturbed:  # it was recorded as finished: nothing was started again
+            return Loss("nothing", True)
         return losses.training_loss(disturbed, workspace.log(stage), STEPS, kind.steps)
     return losses.work_loss(stage, before, losses.times(workspace.run_dir, compare.RESULTS[stage]))

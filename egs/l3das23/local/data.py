@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
 from i2srf_kd.data.archive import disk_errors
 from i2srf_kd.data.kaggle import download_dataset
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems

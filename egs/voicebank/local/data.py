@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
+import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
 from i2srf_kd.data.archive import DownloadError, download, unzip, verify
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.pairs import Pair, check_pairs, find_pairs
