@@ -114,7 +114,7 @@ def test_any_slope_of_the_activations(tmp_path, slope):
 @pytest.fixture(scope="module")
 def with_int8(tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8")
-    experiment = make_experiment(folder / "exp", make_network())
+    experiment = make_experiment(folder / "exp", make_network(seed=3))
     return export_bundle(experiment, folder / "model", calibration=[noise(16000), noise(8000, seed=1)]).path
 
 
