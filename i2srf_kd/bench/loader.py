@@ -1,10 +1,14 @@
 """Part ``loader``: how much audio the chunk iterator of the training reads in a second, mixture and reference.
 
 The plain reference reads whole files and cuts the chunk out. Files lie in the system's cache: decoding and copying
-are measured, not the disk.
+are measured, not the disk. What a file system with slow metadata would add is told by the files that an epoch opens:
+one for every signal of a chunk, or (``.ark``) a few for all.
 """
 
 import argparse
+import ctypes
+import os
+import struct
 import tempfile
 import time
 from functools import partial
@@ -14,6 +18,8 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 import soundfile
 
+from i2srf_kd.audio.ark import write_entry
+from i2srf_kd.audio.io import audio_bytes
 from i2srf_kd.bench.measure import Turns, median_seconds, ratio
 from i2srf_kd.bench.reference import MISSING, load_reference
 from i2srf_kd.bench.report import Column, Report
@@ -21,8 +27,13 @@ from i2srf_kd.data.chunks import training_batches
 from i2srf_kd.data.noises import pink
 
 FS = 16000
-FORMATS = ("wav", "flac")
+FORMATS = ("wav", "flac", "wav.ark", "flac.ark")
 WORKERS = (0, 1, 2)
+COUNTED = {"reads": "segments", "workers": 0}  # the rows whose opened files are counted
+
+
+_IN_OPEN = 0x20  # <sys/inotify.h>
+_EVENT = struct.Struct("iIII")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_corpus(folder: Path, args: argparse.Namespace, suffix: str) -> None:
-    """Write parallel files of pink noise in bursts, 16 bit, and ``wav.scp`` and ``spk1.scp``."""
+    """Write pink noise in bursts, 16 bit, to parallel files or archives, and ``wav.scp`` and ``spk1.scp``."""
     folder.mkdir(parents=True)
     samples = round(args.utterance_seconds * FS)
     random = np.random.default_rng(0)
@@ -44,8 +55,15 @@ def write_corpus(folder: Path, args: argparse.Namespace, suffix: str) -> None:
         for i in range(args.utterances):
             path = folder / f"{table}_{i}.{suffix}"
             noise = pink(samples, FS, random)
-            soundfile.write(path, 0.3 * bursts * noise / np.abs(noise).max(), FS, subtype="PCM_16")
-            lines.append(f"utt{i:03} {path}\n")
+            wave = 0.3 * bursts * noise / np.abs(noise).max()
+            name = str(path)
+            if suffix.endswith(".ark"):
+                with (folder / f"{table}.ark").open("ab") as stream:
+                    content, _ = audio_bytes(f"utt{i:03}", wave, FS, suffix.removesuffix(".ark"))
+                    name = f"{folder / table}.ark:{write_entry(stream, f'utt{i:03}', content)[0]}"
+            else:
+                soundfile.write(path, wave, FS, subtype="PCM_16")
+            lines.append(f"utt{i:03} {name}\n")
         (folder / f"{table}.scp").write_text("".join(lines), encoding="utf-8")
 
 
@@ -58,17 +76,20 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     batches = partial(training_batches, lengths, chunk, chunk // 2, args.batch, 0)
     readers: Dict[str, Any] = {}
     facts: Dict[str, Dict[str, Any]] = {}
+    opened: Dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for suffix in FORMATS:
             folder = Path(temporary) / suffix
             write_corpus(folder, args, suffix)
             sources = [(str(folder / f"{table}.scp"), table, "sound") for table in ("wav", "spk1")]
             dataset = ChunkDataset(sources, lengths, chunk)
-            for workers in WORKERS:
+            for workers in WORKERS[:1] if suffix.endswith(".ark") else WORKERS:
                 name = f"{suffix}, {workers} workers"
                 readers[name] = FixedChunkIterFactory(dataset, batches, num_workers=workers).build_iter
                 facts[name] = {"format": suffix, "reads": "segments", "workers": workers}
-            if reference is not None:
+                if workers == 0:
+                    opened[suffix] = files_opened(folder, readers[name], 1)
+            if reference is not None and not suffix.endswith(".ark"):
                 name = f"{suffix}, whole files"
                 readers[name] = partial(reference.whole_file_batches, dataset.files, batches)
                 facts[name] = {"format": suffix, "reads": "whole files", "workers": 0}
@@ -79,7 +100,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
             **facts[name],
             "seconds": seconds,
             "audio": audio / seconds,
-            "faster": ratio(turns, name, f"{facts[name]['format']}, whole files"),
+            "opened": opened[facts[name]["format"]] if facts[name] == {**facts[name], **COUNTED} else None,
+            "faster": ratio(turns, name, f"{facts[name]['format'].removesuffix('.ark')}, whole files"),
         }
         for name, seconds in median_seconds(turns).items()
     ]
@@ -89,11 +111,48 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         Column("workers", "workers"),
         Column("audio", "seconds of audio per second", "{:.0f}"),
         Column("faster", "times faster than whole files", "{:.2f}"),
+        Column("opened", "files opened in an epoch", "{:d}"),
     )
-    conditions = {"utterances": f"{args.utterances} of {args.utterance_seconds:g} s", "chunk": f"{args.seconds:g} s"}
+    chunks = len(batches(1)) * args.batch
+    conditions = {
+        "chunks in an epoch": chunks,
+        "utterances": f"{args.utterances} of {args.utterance_seconds:g} s",
+        "chunk": f"{args.seconds:g} s",
+    }
     notes = ["Elapsed time of an epoch, without the start of the workers. A second of audio is one of mixture and one "
              "of reference."]  # fmt: skip
     return Report("loader", columns, rows, conditions, notes + ([] if reference else [MISSING]))
+
+
+def files_opened(folder: Path, read: Any, epoch: int) -> int:
+    """How often a file of a folder is opened while an epoch is read (Linux's inotify); -1 where that is not known."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "inotify_init1"):
+        return -1
+    descriptor = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(folder), _IN_OPEN) < 0:
+            return -1
+        count = 0
+        for _ in read(epoch):
+            count += _events(descriptor)  # often: the kernel keeps a limited number, and joins equal neighbours
+        return count + _events(descriptor)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _events(descriptor: int) -> int:
+    count = 0
+    while True:
+        try:
+            data = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return count
+        place = 0
+        while place < len(data):  # struct inotify_event: watch, mask, cookie, length of the name, name
+            place += _EVENT.size + _EVENT.unpack_from(data, place)[3]
+            count += 1
 
 
 def _in_turns(readers: Dict[str, Any], repeats: int) -> Turns:

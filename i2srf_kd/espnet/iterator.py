@@ -165,6 +165,8 @@ class ChunkDataset(AbsDataset):
             for utt_id in self.lengths:
                 try:
                     return int(soundfile.info(audio_source(files[utt_id])).samplerate)
+                except UserError as error:  # an archive that cannot be read
+                    raise UserError(f"utterance {utt_id}: {error}") from None
                 except soundfile.SoundFileError as error:
                     raise UserError(f"utterance {utt_id}: cannot read {files[utt_id]}: {error}") from None
         raise UserError("no data: give --train_data_path_and_name_and_type and a shape file that is not empty")

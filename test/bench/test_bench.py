@@ -74,7 +74,15 @@ def test_loader_and_its_reference(tmp_path):
     assert [(row["format"], row["reads"], row["workers"]) for row in rows[:4]] == [
         ("wav", "segments", 0), ("wav", "segments", 1), ("wav", "segments", 2), ("wav", "whole files", 0)
     ]  # fmt: skip
-    assert all(row["audio"] > 0 for row in rows) and len(rows) == 8
+    assert all(row["audio"] > 0 for row in rows) and len(rows) == 10
+    opened = {row["format"]: row["opened"] for row in rows if row["opened"] is not None}
+    chunks = 8  # of half a second every quarter of one in a second: 3 of each of 3 utterances, in whole batches of 2
+    assert opened == {
+        "wav": 2 * chunks,
+        "flac": 2 * chunks,
+        "wav.ark": 1,
+        "flac.ark": 1,
+    }  # the other at the start, for the rate
 
 
 def test_whole_files_give_the_same_batches(tmp_path):
