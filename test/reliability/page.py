@@ -1,5 +1,6 @@
 """The fault table as Markdown, between two marks of a page."""
 
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -26,7 +27,7 @@ def table(outcomes: Sequence[Outcome], record: Dict[str, Any]) -> str:
         f"At commit {record['commit']}, {record['date']}, {record['machine']}:",
         "",
         "```sh",
-        *record["commands"],
+        *(re.sub(r" --work \S+", "", command) for command in record["commands"]),
         "```",
         "",
         "| stage | fault | moment and end of the disturbed run | done a second time | same result | complaints |",
