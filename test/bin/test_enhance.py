@@ -4,18 +4,20 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY
 from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.bin.enhance import main, plan
 from i2srf_kd.enhancer import load_enhancer
 from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import export_bundle
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
