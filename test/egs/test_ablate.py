@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 import pytest
+import slurm_cluster
 
 from i2srf_kd.bin import ablate
 from i2srf_kd.errors import UserError
@@ -340,6 +341,27 @@ def test_a_signal_counts_more_than_a_failure(prepared, monkeypatch, capsys, code
     assert ablation._outcome(code) == expected
     printed = capsys.readouterr().err
     assert "half, seed 0 failed" in printed and "3 runs are unfinished: run the same command again" in printed
+
+
+@pytest.mark.cluster
+def test_cluster_grid_is_an_array_and_a_second_call_submits_what_is_missing(prepared, tmp_path_factory):
+    """A real Slurm carries the array out; the trainings are stand-ins."""
+    reason = slurm_cluster.why_not()
+    if reason:
+        pytest.skip(reason)
+    prepared.write("conf/slurm.yaml", "default: {poll_seconds: 0.5}\n")
+    words = ["--cmd_backend", "slurm", "--ngpu", "0", "--num_threads", "1", "--max_jobs", "1"]
+    script = prepared.results / "logs/run.slurm/job.sbatch"
+    with slurm_cluster.slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        output = prepared.run(*words, code=1, STUB_FAIL="half/seed1", **cluster.environment)
+        assert "error: half, seed 1 failed" in output and "4 of 4 done, 1 failed" in output
+        assert "#SBATCH --array=1-4%1\n" in script.read_text()
+        assert sorted(prepared.trained()) == sorted(RUNS)
+        output = prepared.run(*words, **cluster.environment)
+        assert "3 of 4 runs are finished" in output and "1 of 1 done" in output
+        assert "#SBATCH --array=1%1\n" in script.read_text() and prepared.trained() == ["half/seed1"]
+        assert "4 of 4 runs are finished" in prepared.run(*words, **cluster.environment)
+        assert not cluster.queue()
 
 
 def test_failures_of_cells_that_were_not_chosen_do_not_count(finished):
