@@ -9,8 +9,8 @@ from typing import List
 import pytest
 from hypothesis import settings
 
-# The same examples and numbers in every run; HYPOTHESIS_PROFILE=default looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
+# The same examples and numbers in every run, however slow the machine; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]

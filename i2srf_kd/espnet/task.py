@@ -289,9 +289,13 @@ def _signals_passed_on(children: Optional[Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _on_gpu(args: argparse.Namespace) -> bool:
+    return getattr(args, "ngpu", 0) > 0
+
+
 def _check_speed(args: argparse.Namespace) -> SpeedOptions:
-    options = parse_speed(args.speed, args.ngpu > 0)
-    if args.use_amp and options.amp_dtype is not None:
+    options = parse_speed(getattr(args, "speed", None), _on_gpu(args))
+    if getattr(args, "use_amp", False) and options.amp_dtype is not None:
         raise UserError("--use_amp true and speed: amp_dtype exclude each other: take amp_dtype, which needs no scaler")
     return options
 
@@ -304,7 +308,7 @@ def _speed_up(args: argparse.Namespace, model: ESPnetEnhancementModel) -> None:
         speed_up_network(model.teacher.model.separator, options, "teacher")
         if "loss" in options.compile:
             compile_regions(model.distillation, options)
-    speed_up_model(model, options, "cuda" if args.ngpu > 0 else "cpu")
+    speed_up_model(model, options, "cuda" if _on_gpu(args) else "cpu")
 
 
 def _with_fused_optimizer(args: argparse.Namespace) -> argparse.Namespace:
