@@ -14,7 +14,7 @@ from i2srf_kd.enhancer import load_enhancer
 from i2srf_kd.errors import UserError
 from i2srf_kd.export import onnx as onnx_export
 from i2srf_kd.export.bundle import export_bundle
-from i2srf_kd.export.onnx import check_onnx, export_onnx
+from i2srf_kd.export.onnx import TOLERANCE, check_onnx, export_onnx
 from i2srf_kd.export.onnx_runtime import NumpySTFT, OnnxEnhancer
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -108,7 +108,8 @@ def test_any_slope_of_the_activations(tmp_path, slope):
         if isinstance(module, torch.nn.PReLU):
             torch.nn.init.constant_(module.weight, slope)
     export_onnx(network, tmp_path / "model.onnx", {})
-    assert check_onnx(network, tmp_path / "model.onnx", frames=[20]) < 2e-5
+    # A form that does not hold for a slope is wrong by the order of the output; rounding differs between processors.
+    assert check_onnx(network, tmp_path / "model.onnx", frames=[20]) < TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,9 @@ def test_export_and_onnx_keep_the_front(tmp_path):
     report = export_bundle(experiment, tmp_path / "model")
     assert 0 < report.onnx_error <= 1e-4
     wave = np.random.default_rng(0).normal(0, 0.1, (3000, 8)).astype(np.float32)
-    enhanced = load_enhancer(report.path)(wave, 16000)
+    enhanced = load_enhancer(report.path, runtime="torch")(wave, 16000)
     np.testing.assert_array_equal(enhanced, load_enhancer(experiment)(wave, 16000))
+    np.testing.assert_allclose(load_enhancer(report.path)(wave, 16000), enhanced, atol=1e-5)
     np.testing.assert_allclose(OnnxEnhancer(report.path / "model.onnx")(wave, 16000), enhanced, atol=1e-5)
 
 
