@@ -45,6 +45,7 @@ class SpectralStream:
         self.latency = n_fft
         self._half = n_fft // 2
         self._window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+        self._window_power = self._window**2
         covered = n_fft + (CHUNK_FRAMES - 1) * hop_length  # samples under a chunk of frames
         # One sample of the past stands before the next frame; the reflection at the end reaches back to it.
         self._input = np.zeros((self.channels, 1 + covered))
@@ -146,30 +147,35 @@ class SpectralStream:
         return self._synthesise(enhanced)
 
     def _analyse(self, count: int) -> np.ndarray:
-        covered = self._input[:, 1 : 1 + self.n_fft + (count - 1) * self.hop_length]
-        frames = np.lib.stride_tricks.sliding_window_view(covered, self.n_fft, axis=1)[:, :: self.hop_length]
-        spectrum = np.fft.rfft(frames * self._window, axis=-1)  # (channels, T, F)
-        planes = np.stack([spectrum.real, spectrum.imag], axis=1)
-        return planes.reshape(self.streams, 2 * self.num_mics, *planes.shape[2:]).astype(np.float32)
+        # A block is often one frame: calls count more than arithmetic here, and a strided view costs many.
+        frames = np.empty((self.channels, count, self.n_fft))
+        for i in range(count):
+            begin = 1 + i * self.hop_length
+            np.multiply(self._input[:, begin : begin + self.n_fft], self._window, out=frames[:, i])
+        spectrum = np.fft.rfft(frames)  # (channels, T, F)
+        planes = np.empty((self.channels, 2, *spectrum.shape[1:]), np.float32)
+        planes[:, 0], planes[:, 1] = spectrum.real, spectrum.imag
+        return planes.reshape(self.streams, 2 * self.num_mics, *spectrum.shape[1:])
 
     def _synthesise(self, planes: np.ndarray) -> np.ndarray:
         """Overlap-add the frames and return the samples that no later frame covers."""
-        spectrum = planes[:, 0].astype(np.float64) + 1j * planes[:, 1]
-        frames = np.fft.irfft(spectrum, self.n_fft, axis=-1) * self._window
-        power = self._window**2
+        spectrum = np.empty((self.streams, *planes.shape[2:]), np.complex128)
+        spectrum.real, spectrum.imag = planes[:, 0], planes[:, 1]
+        frames = np.fft.irfft(spectrum, self.n_fft)
+        frames *= self._window
         count = frames.shape[1]
         for i in range(count):
             place = slice(i * self.hop_length, i * self.hop_length + self.n_fft)
             self._output[:, place] += frames[:, i]
-            self._power[place] += power
+            self._power[place] += self._window_power
         done = count * self.hop_length
         begin = min(self._skip, done)
         self._skip -= begin
         ready = self._output[:, begin:done] / self._power[begin:done]
         kept = self.n_fft - self.hop_length
         for buffer in (self._output, self._power):
-            buffer[..., :kept] = buffer[..., done : done + kept].copy()
-            buffer[..., kept:] = 0
+            buffer[..., :kept] = buffer[..., done : done + kept]  # numpy sees that the two overlap
+            buffer[..., kept : done + kept] = 0
         return ready
 
     def _emit(self, samples: np.ndarray) -> np.ndarray:

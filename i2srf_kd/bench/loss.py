@@ -25,6 +25,7 @@ from i2srf_kd.bench.memory import memory_columns
 from i2srf_kd.bench.pair import Pair, add_pair_options, feature_tensors
 from i2srf_kd.bench.reference import MISSING, load_reference
 from i2srf_kd.bench.report import Column, Report
+from i2srf_kd.distill.products import padding_flops
 
 OUR_CALIBRATION, NAIVE_CALIBRATION = "calibration", "calibration, naive"
 OUR_LOSS, NAIVE_LOSS, PUBLISHED = "whole loss", "whole loss, naive", "whole loss, published code"
@@ -101,9 +102,11 @@ def _candidates(pair: Pair) -> Dict[str, Work]:
 
 def floors(pair: Pair, work: Mapping[str, Work]) -> Dict[str, Floor]:
     """Products that ours runs, and features that must be read twice and whose gradients must be written."""
-    student, teacher = (total_bytes(feature_tensors(side)) for side in (pair.student_leaves(), pair.teacher_side))
+    features = [feature_tensors(side) for side in (pair.student_leaves(), pair.teacher_side)]
+    student, teacher = (total_bytes(side) for side in features)
+    padding = sum(padding_flops(feature) for side in features for feature in side)
     names = (OUR_CALIBRATION, OUR_LOSS, DEFAULT)
-    return {name: Floor(count_flops(work[name]), 3 * student + teacher) for name in names}
+    return {name: Floor(count_flops(work[name]) - padding, 3 * student + teacher) for name in names}
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:

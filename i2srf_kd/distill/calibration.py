@@ -181,9 +181,11 @@ class CalibrationWeights(nn.Module):
 
 def pair_losses(student: Sequence[Similarity], teacher: Sequence[Similarity]) -> Tensor:
     """Symmetric KL of the row distributions of every pair: ``(B, T, Ns, Nt)``, teacher rows detached."""
-    student_rows = [s.rows() for s in student]
-    teacher_rows = [t.detach().rows() for t in teacher]
-    return torch.stack([torch.stack([symmetric_kl(s, t) for t in teacher_rows], -1) for s in student_rows], -2)
+    ours = [(rows, rows.log()) for rows in (s.rows() for s in student)]
+    theirs = [(rows, rows.log()) for rows in (t.detach().rows() for t in teacher)]
+    return torch.stack(
+        [torch.stack([symmetric_kl(p, q, log_p, log_q) for q, log_q in theirs], -1) for p, log_p in ours], -2
+    )
 
 
 def relative_entropy(weights: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ these vectors:
 Each matrix is computed once per layer, whatever the number of pairs it enters.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from i2srf_kd.distill.gather import gather_clips
-from i2srf_kd.distill.products import self_gram
+from i2srf_kd.distill.products import frame_grams, self_gram
 
 NORM_EPS = 1e-6
 # Vectors shorter than this count as silent: they are similar to nothing and receive no gradient.
@@ -54,15 +54,17 @@ def frame_vectors(feature: Tensor) -> Tensor:
     Raises:
         ValueError: when the feature has not four axes.
     """
+    return _as_float(feature).transpose(1, 2).flatten(2)
+
+
+def _as_float(feature: Tensor) -> Tensor:
     if feature.dim() != 4:
         raise ValueError(f"expected a feature (B, C, T, F), got shape {tuple(feature.shape)}")
-    feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    return feature.transpose(1, 2).flatten(2)
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
-def _similarity(vectors: Tensor) -> Similarity:
-    """Gram and cosines of the vectors along the last but one axis: ``(N0, N, D)`` to ``(N0, N, N)``."""
-    gram = self_gram(vectors)
+def _similarity(gram: Tensor) -> Similarity:
+    """Cosines of the vectors whose Gram matrices ``(N0, N, N)`` are given."""
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_SILENT_NORM**2).sqrt()
     silent = norm <= _SILENT_NORM
     scale = (norm + NORM_EPS).reciprocal()
@@ -72,7 +74,7 @@ def _similarity(vectors: Tensor) -> Similarity:
 
 
 def _cross_similarity(vectors: Tensor, others: Tensor) -> Similarity:
-    """As :func:`_similarity` between two groups of vectors, ``(N0, M, D)`` and ``(N0, N, D)``: to ``(N0, M, N)``."""
+    """Gram and cosines of two groups of vectors, ``(N0, M, D)`` and ``(N0, N, D)``: to ``(N0, M, N)``."""
     gram = vectors @ others.mT
     norm, other_norm = (x.square().sum(-1).clamp_min(_SILENT_NORM**2).sqrt() for x in (vectors, others))
     scale, other_scale = (norm + NORM_EPS).reciprocal(), (other_norm + NORM_EPS).reciprocal()
@@ -83,7 +85,7 @@ def _cross_similarity(vectors: Tensor, others: Tensor) -> Similarity:
 
 def time_similarity(vectors: Tensor) -> Similarity:
     """Compare the frames of each clip: ``(B, T, D)`` to Gram and cosines ``(B, T, T)``."""
-    return _similarity(vectors)
+    return _similarity(self_gram(vectors))
 
 
 def batch_similarity(vectors: Tensor, gather: bool = False) -> Similarity:
@@ -95,22 +97,35 @@ def batch_similarity(vectors: Tensor, gather: bool = False) -> Similarity:
     """
     others = gather_clips(vectors) if gather else vectors
     if others is vectors:
-        gram, cosine = _similarity(vectors.transpose(0, 1))
+        found = _similarity(self_gram(vectors.transpose(0, 1)))
     else:
-        gram, cosine = _cross_similarity(vectors.transpose(0, 1), others.transpose(0, 1))
-    return Similarity(gram.transpose(0, 1), cosine.transpose(0, 1))
+        found = _cross_similarity(vectors.transpose(0, 1), others.transpose(0, 1))
+    return _clips_first(found)
+
+
+def _clips_first(similarity: Similarity) -> Similarity:
+    """``(T, B, N)`` to ``(B, T, N)``."""
+    return Similarity(similarity.gram.transpose(0, 1), similarity.cosine.transpose(0, 1))
 
 
 def layer_similarities(feature: Tensor, gather: bool = False) -> Tuple[Similarity, Similarity]:
     """Both streams of one feature ``(B, C, T, F)``: (time, batch); ``gather`` as in :func:`batch_similarity`."""
     with torch.autocast(feature.device.type, enabled=False):
-        vectors = frame_vectors(feature)
-        return time_similarity(vectors), batch_similarity(vectors, gather)
+        if gather:
+            vectors = frame_vectors(feature)
+            return time_similarity(vectors), batch_similarity(vectors, gather)
+        by_time, by_frame = frame_grams(_as_float(feature))
+        return _similarity(by_time), _clips_first(_similarity(by_frame))
 
 
-def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+def symmetric_kl(p: Tensor, q: Tensor, log_p: Optional[Tensor] = None, log_q: Optional[Tensor] = None) -> Tensor:
     """Symmetric Kullback-Leibler divergence (natural log) over the last axis: ``(..., N)`` to ``(...)``.
 
     Not expanded into self and cross terms: those cancel in float32 as the student nears the teacher.
+
+    Args:
+        log_p, log_q: logarithms, where they are known already.
     """
-    return ((p - q) * (p.log() - q.log())).sum(-1)
+    log_p = p.log() if log_p is None else log_p
+    log_q = q.log() if log_q is None else log_q
+    return ((p - q) * (log_p - log_q)).sum(-1)

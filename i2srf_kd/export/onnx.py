@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from i2srf_kd.errors import UserError
 from i2srf_kd.export.int8 import calibrate, int8_form
 from i2srf_kd.export.onnx_forms import CONTRIB, onnx_form
+from i2srf_kd.export.onnx_stream import FRAMES
 from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.streaming import StreamingDPDCRN
@@ -69,7 +70,7 @@ def export_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, object])
 
 def _export_planes(form: DPDCRN, path: PathLike, metadata: Mapping[str, object]) -> None:
     example = torch.randn(1, form.input_channels, _TRACED_FRAMES, form.bins)
-    dynamic = {0: "batch", 2: "frames"}
+    dynamic = {0: "batch", 2: FRAMES}
     _export(_Planes(form), (example,), [INPUT], [OUTPUT], {INPUT: dynamic, OUTPUT: dynamic}, path, metadata)
 
 
@@ -112,7 +113,7 @@ def export_stream_onnx(network: DPDCRN, path: PathLike, metadata: Mapping[str, o
     inputs = [INPUT, *(STATE.format(i) for i in range(len(state)))]
     outputs = [OUTPUT, *(NEXT_STATE.format(i) for i in range(len(state)))]
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(outputs[1:], state, strict=True)}
-    dynamic = {2: "frames"}
+    dynamic = {2: FRAMES}
     _export(step, (example, *state), inputs, outputs, {INPUT: dynamic, OUTPUT: dynamic}, path, metadata, shapes)
 
 

@@ -152,18 +152,46 @@ class _FusedAttention(torch.autograd.Function):
         return result
 
 
+class _BiasedAttention(torch.autograd.Function):
+    """:class:`_FusedAttention` with a ``bias`` ``(1, 1, L, keys)`` that is added to the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
+        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, heads: int) -> Any:
+        absent = g.op("prim::Constant")
+        absent.setType(torch._C.OptionalType.ofTensor())
+        result = g.op(f"{CONTRIB}::MultiHeadAttention", q, k, v, absent, absent, bias, num_heads_i=heads)
+        result.setType(q.type())
+        return result
+
+
 class _Attention(nn.Module):
     def __init__(self, attention: SelfAttention):
         super().__init__()
         self.attention = attention
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None, state: Optional[StreamState] = None) -> Tensor:
+        if mask is not None and state is not None:
+            return self._stream(x, mask, state)
         if mask is not None:
-            return self.attention(x, mask, state)
+            return self.attention(x, mask)
         weights = self.attention.qkv.weight.detach().chunk(3)
         q, k, v = (x @ weight.t().contiguous() for weight in weights)
         joined = _FusedAttention.apply(q, k, v, self.attention.qkv.bias, self.attention.heads)
         return self.attention.output(joined)
+
+    def _stream(self, x: Tensor, mask: Tensor, state: StreamState) -> Tensor:
+        """Keys and values of the past are kept as they come, heads side by side."""
+        q, k, v = self.attention.qkv(x).chunk(3, dim=-1)
+        past = mask.shape[1] - x.shape[1]
+        # As one map of bins and frames, so that frames are axis 2.
+        k, v = (state.prepend(y.unsqueeze(0), past).squeeze(0) for y in (k, v))
+        bias = torch.where(mask, 0.0, torch.finfo(x.dtype).min)[None, None]
+        return self.attention.output(_BiasedAttention.apply(q, k, v, bias, self.attention.heads))
 
 
 class _Branch(nn.Module):

@@ -21,6 +21,23 @@ except ImportError:  # the copy in an exported folder, where the package is not 
 
     UserError = ValueError  # type: ignore[misc, assignment]
 
+# Name of the dimension of the ONNX file that counts frames.
+FRAMES = "frames"
+
+
+def _load(path: Any, num_threads: int, frames: Optional[int] = None) -> Any:
+    """A session for any number of frames, or for one number of them."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    if frames is not None:
+        options.add_free_dimension_override_by_name(FRAMES, frames)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise UserError(f"{path}: not a readable ONNX model ({error})") from None
+
 
 class OnnxStep:
     """One step of the network and its memory.
@@ -37,14 +54,9 @@ class OnnxStep:
     """
 
     def __init__(self, path: Any, num_threads: int = 1):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no public base class
-            raise UserError(f"{path}: not a readable ONNX model ({error})") from None
+        self._session = _load(path, num_threads)
+        # With the length known when it is loaded, a tenth of the time of a frame is saved: no shape is computed.
+        self._single = _load(path, num_threads, frames=1)
         self.metadata = self._session.get_modelmeta().custom_metadata_map
         inputs = self._session.get_inputs()
         self._names = [entry.name for entry in inputs]
@@ -60,7 +72,8 @@ class OnnxStep:
 
     def __call__(self, planes: np.ndarray) -> np.ndarray:
         """Enhance the next frames: ``(1, 2 * microphones, T, F)`` to ``(1, 2, T, F)``."""
-        enhanced, *self._state = self._session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
+        session = self._single if planes.shape[2] == 1 else self._session
+        enhanced, *self._state = session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
         return enhanced
 
     def whole(self, planes: np.ndarray, chunk: int = CHUNK_FRAMES) -> np.ndarray:

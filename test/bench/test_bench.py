@@ -48,7 +48,7 @@ def test_flops_of_the_calibration_are_those_of_its_gram_products():
     # One product forward for every layer, one backward where a gradient flows: not into the teacher's own layers.
     products = 2 * (student + 2 * fused) + teacher
     grams = 2 * batch * frames * products * (frames + batch)
-    counted = measure.count_flops(loss.candidates(args)[loss.OUR_CALIBRATION])
+    counted = loss.floors(pair, loss.candidates(args))[loss.OUR_CALIBRATION].flops
     assert grams < counted < 1.05 * grams  # and the embeddings
 
 
