@@ -36,12 +36,18 @@ ALLOCATOR = {
 RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 COMMAND = (sys.executable, "-m", "i2srf_kd.bin.bench")
 MEMORY_OPTION = "--memory_of"
+ALLOCATOR_OPTION, ALLOCATORS = "--allocator", ("recipes", "system")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 def restart_with_allocator_settings(arguments: Sequence[str]) -> None:
-    """Replace this process by the same command under the recipes' allocator settings, unless its parent has chosen."""
-    if not has_allocator_settings() and MEMORY_OPTION not in arguments:
+    """Replace this process by the same command under the recipes' allocator settings.
+
+    Not where ``--allocator system`` asks for others, nor in a process whose parent has chosen.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    wants_system = (ALLOCATOR_OPTION, ALLOCATORS[1]) in zip(words, words[1:], strict=False)
+    if not wants_system and not has_allocator_settings() and MEMORY_OPTION not in arguments:
         os.execve(COMMAND[0], [*COMMAND, *arguments], {**os.environ, **ALLOCATOR})
 
 

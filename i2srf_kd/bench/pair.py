@@ -20,8 +20,10 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
     presets = [name for name, options in PRESETS.items() if not options.get("causal")]
     parser.add_argument("--student_preset", choices=presets, default="dpdcrn_student")
     parser.add_argument("--teacher_preset", choices=presets, default="dpdcrn_teacher")
-    parser.add_argument("--batch", type=int, default=8, help="clips in a batch (default: 8)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a clip (default: 2, 126 frames)")
+    parser.add_argument("--batch", type=int, default=8, help="clips in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="length of a clip (default: %(default)s; 126 frames are 2 s)"
+    )
 
 
 class Pair:

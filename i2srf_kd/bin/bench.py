@@ -22,6 +22,8 @@ import torch
 
 from i2srf_kd.bench import curve, infer, loader, loss, models, quality, scale, step, stream
 from i2srf_kd.bench.measure import (
+    ALLOCATOR_OPTION,
+    ALLOCATORS,
     MEMORY_OPTION,
     Clock,
     has_allocator_settings,
@@ -57,6 +59,12 @@ def get_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", help="file to be written")
         sub.add_argument("--no_memory", action="store_true", help="leave peak memory out")
         sub.add_argument("--device", choices=["cpu", "cuda"] if name in ON_GPU else ["cpu"], default="cpu")
+        sub.add_argument(
+            ALLOCATOR_OPTION,
+            choices=ALLOCATORS,
+            default=ALLOCATORS[0],
+            help="keep freed memory, as the recipes do, or leave the system's allocator as it is (default: recipes)",
+        )
         sub.add_argument(MEMORY_OPTION, help=argparse.SUPPRESS)
     return parser
 
