@@ -16,8 +16,8 @@ from typing import Any, Dict, Iterable, List, Optional, TextIO, Tuple
 
 import yaml
 
-from i2srf_kd.checkpoint import cannot_write, has_checkpoint
-from i2srf_kd.errors import UserError
+from i2srf_kd.checkpoint import has_checkpoint
+from i2srf_kd.errors import UserError, cannot_write
 from i2srf_kd.files import atomic_path, remove_temporaries
 
 INTERRUPTED = ".interrupted"
