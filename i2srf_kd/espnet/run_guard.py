@@ -172,6 +172,10 @@ def move_aside(output_dir: Path) -> Path:
         number += 1
         target = output_dir.with_name(f"{stem}-{number}")
     output_dir.rename(target)
+    # A pipeline keeps others from the folder by its name, not only from what is now elsewhere.
+    for lock in target.glob(".done_*.lock"):
+        output_dir.mkdir(exist_ok=True)
+        lock.rename(output_dir / lock.name)
     logging.warning(f"--overwrite true: the old {output_dir} is now {target}")
     return target
 
