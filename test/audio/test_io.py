@@ -1,7 +1,7 @@
 """Reading, writing and resampling audio files, good and bad ones."""
 
-import os
 import logging
+import os
 import struct
 
 import numpy as np
