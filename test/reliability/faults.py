@@ -364,5 +364,5 @@ KINDS: Dict[str, Kind] = {
         told_slurm("scancel", "--batch", "--signal=USR1"), SLURM, steps=0, moves_on=True,
     ),
     "requeue": Kind("scontrol requeue", (2, *_TRAINING), told_slurm("scontrol", "requeue"), SLURM, moves_on=True),
-    "node": Kind("node lost: slurmd, slurmstepd and job killed", (2, *_TRAINING, 6), node, SLURM, moves_on=True),
+    "node": Kind("node lost: slurmd, slurmstepd and job killed", (2, *_TRAINING), node, SLURM, moves_on=True),
 }  # fmt: skip
