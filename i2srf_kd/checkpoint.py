@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence
 import numpy as np
 import torch
 
-from i2srf_kd.errors import FULL, UserError, disk_full
+from i2srf_kd.errors import UserError, cannot_write, disk_full
 from i2srf_kd.files import PathLike, atomic_path, temporary_name
 
 CHECKPOINT = "checkpoint.pth"
@@ -51,18 +51,11 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError without a reason.
-        if isinstance(error, RuntimeError) and not re.search(_WRITE_FAILURE, str(error)):
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from None
+        if not re.search(_WRITE_FAILURE, str(error)):
             raise
-        raise cannot_write(path, error) from None
-
-
-def cannot_write(path: PathLike, error: Exception) -> UserError:
-    """The error of a file that could not be written."""
-    if not isinstance(error, OSError):
-        return disk_full(path, "is the disk full?")
-    if error.errno in FULL:
-        return disk_full(path, error.strerror)
-    return UserError(f"cannot write {path}: {error.strerror}; mend that and run the same command again")
+        raise disk_full(path, "is the disk full?") from None
 
 
 def check_integrity(path: PathLike) -> None:

@@ -1,15 +1,18 @@
 """Errors that a user can cause and mend."""
 
 import errno
+import gc
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Union
+from typing import Callable, Iterator, Optional, Sequence, Tuple, Union
 
 #: Numbers of the operating system's errors for want of space.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _EXIT_INTERRUPTED = 130  # as of a program that SIGINT ended
 
 
@@ -25,12 +28,12 @@ def disk_full(path: Union[str, "os.PathLike[str]"], reason: Optional[str] = None
     """The error of a file that could not be written for want of space: the folder, what is left, what to do.
 
     Args:
-        path: the file.
+        path: the file, or a folder of several.
         reason: what the operating system says.
         needed_bytes: size of the file, as far as it is known; by default that of the one that it was to replace.
     """
     path = Path(path).absolute()
-    folder = next(folder for folder in path.parents if folder.is_dir())
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
     left = f"{folder} has {shutil.disk_usage(folder).free / 1e6:.2f} MB left"
     if path.is_file():
         needed_bytes = max(needed_bytes, path.stat().st_size)
@@ -44,20 +47,60 @@ def run_command(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Non
 
     An error of the user or a full disk becomes one line and exit code 2, Ctrl-C one line and 130.
     """
+    code, message = _outcome(main)
+    if message:
+        # The error is gone by now, and the files that it kept open: one of them, removed but open, may fill the disk
+        # that this message goes to.
+        gc.collect()
+        _leave(message, code)
+    sys.exit(code)
+
+
+def _outcome(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Tuple[int, str]:
+    """Exit code of a command, and what it is to say at its end."""
     try:
         code = main(None) or 0
         sys.stdout.flush()
-        sys.exit(code)
+        return code, ""
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        return 2, f"error: {error}"
     except BrokenPipeError:
-        sys.exit(141)
+        return 141, ""
     except KeyboardInterrupt:
-        _leave("interrupted", _EXIT_INTERRUPTED)
+        return _EXIT_INTERRUPTED, "interrupted"
     except OSError as error:
         if error.errno not in FULL:
             raise
-        _leave(f"error: {disk_full(error.filename or _output_file() or 'a file', error.strerror)}", 2)
+        return 2, f"error: {disk_full(error.filename or _output_file() or 'a file', error.strerror)}"
+
+
+@contextmanager
+def writing(path: Union[str, "os.PathLike[str]"], needed_bytes: int = 0) -> Iterator[None]:
+    """Name the file or folder whose writing fails, and why.
+
+    Args:
+        path: what is written.
+        needed_bytes: its size, as far as it is known.
+
+    Raises:
+        DiskFull: no space is left, or a quota is used up.
+        UserError: it cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(path, error.strerror, needed_bytes) from None
+        if error.errno in _FORBIDDEN:
+            raise cannot_write(path, error) from None
+        raise
+
+
+def cannot_write(path: Union[str, "os.PathLike[str]"], error: OSError) -> UserError:
+    """The error of a file that could not be written, for want of space or another reason."""
+    if error.errno in FULL:
+        return disk_full(path, error.strerror)
+    return UserError(f"cannot write {path}: {error.strerror or error}; mend that and run the same command again")
 
 
 def _output_file() -> Optional[str]:

@@ -1,6 +1,5 @@
 """Probing, reading and writing audio files, with errors that name the file and its problem."""
 
-import errno
 import io
 import logging
 import os
@@ -13,7 +12,7 @@ import soundfile
 
 from i2srf_kd.audio.ark import open_entry, split_place
 from i2srf_kd.audio.resample import resample
-from i2srf_kd.errors import UserError, disk_full
+from i2srf_kd.errors import UserError, cannot_write, disk_full
 from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.scratch import local_copy
 
@@ -121,8 +120,10 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
         with atomic_path(path) as temporary:
             soundfile.write(temporary, samples, fs, subtype=subtype)
             check_written(temporary, len(samples), path)
+    except UserError:  # it is a ValueError
+        raise
     except OSError as error:
-        raise write_error(path, error) from None
+        raise cannot_write(path, error) from None
     except (soundfile.LibsndfileError, AssertionError) as error:
         # soundfile asserts that all samples were written; on a full disk they are not
         raise disk_full(path, f"is the disk full? {error}") from None
@@ -289,10 +290,3 @@ def as_samples(wave: np.ndarray, subtype: str) -> np.ndarray:
     full_scale = 2.0 ** (bits - 1)
     values = np.clip(np.rint(wave.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
     return values.astype(np.int16) if bits == 16 else values.astype(np.int32) << (32 - bits)
-
-
-def write_error(path: PathLike, error: OSError) -> UserError:
-    """What to tell about a file that cannot be written."""
-    if error.errno == errno.ENOSPC:
-        return disk_full(path, error.strerror or str(error))
-    return UserError(f"{path}: cannot be written ({error.strerror or error})")

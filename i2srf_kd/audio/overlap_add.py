@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from i2srf_kd.audio.io import SYSTEM_ERROR, as_samples, check_written, count_clipped, probe
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import UserError, cannot_write, disk_full
 from i2srf_kd.files import PathLike, atomic_path
 
 Process = Callable[[np.ndarray], np.ndarray]
@@ -200,7 +200,7 @@ class BlockWriter:
             return soundfile.SoundFile(temporary, "w", fs, self.channels, self.subtype, endian, container)
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             if getattr(error, "code", None) == SYSTEM_ERROR:
-                raise UserError(f"{self.path}: cannot be written, is the disk full?") from None
+                raise disk_full(self.path, "is the disk full?") from None
             raise UserError(
                 f"{self.like}: {container} with {self.subtype}, {self.channels} channels and {fs} Hz cannot be written "
                 f"({error}); convert it to wav first"
@@ -216,6 +216,8 @@ class BlockWriter:
         try:
             self._file.write(as_samples(samples, self.subtype))
             self._frames += len(samples)
-        except (OSError, soundfile.LibsndfileError, AssertionError) as error:
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        except (soundfile.LibsndfileError, AssertionError) as error:
             # soundfile asserts that all samples were written; on a full disk they are not
-            raise UserError(f"{self.path}: cannot be written, is the disk full? ({error})") from None
+            raise disk_full(self.path, f"is the disk full? {error}") from None

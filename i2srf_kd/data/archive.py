@@ -4,7 +4,6 @@ path = download(["https://a.org/x.zip", "https://b.org/x.zip"], "downloads/x.zip
 folder = unzip(path, "downloads/x")
 """
 
-import errno
 import hashlib
 import http.client
 import json
@@ -16,11 +15,10 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Union
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import UserError, writing
 from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.progress import progress
 
@@ -75,7 +73,7 @@ def download(
         verify(path, md5, size)
         return path
     part = path.with_name(path.name + ".part")
-    with disk_errors(path.parent, size):
+    with writing(path, size or 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         reasons: List[str] = []
         for url in addresses:
@@ -243,7 +241,7 @@ def unzip(archive: PathLike, folder: PathLike, strip_top: bool = True) -> Path:
     with _open_zip(archive) as zip_file:
         members = [member for member in zip_file.infolist() if not member.is_dir()]
         _check_members(archive, members)
-        with disk_errors(folder.parent, sum(member.file_size for member in members)):
+        with writing(folder, sum(member.file_size for member in members)):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             try:
@@ -311,23 +309,3 @@ def _install(temporary: Path, folder: Path, marker: Dict[str, str], strip_top: b
     unpacked = entries[0] if lone else temporary
     write_text(unpacked / UNPACKED_MARKER, json.dumps(marker) + "\n")
     os.replace(unpacked, folder)
-
-
-@contextmanager
-def disk_errors(folder: PathLike, needed_bytes: Optional[int] = None) -> Iterator[None]:
-    """Turn errors of a full or unwritable disk into a message that names the folder and the space needed.
-
-    Raises:
-        UserError: no space is left, the quota is exceeded, or the folder cannot be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            need = f"; {needed_bytes / 1e6:.1f} MB ({needed_bytes} bytes) are needed" if needed_bytes else ""
-            raise UserError(
-                f"{folder}: the disk is full ({error.strerror}){need}; free space or choose another folder"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
-        raise

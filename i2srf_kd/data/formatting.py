@@ -19,10 +19,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from i2srf_kd.audio.ark import file_of, split_place, write_entry
-from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, audio_bytes, probe, read_audio, write_audio, write_error
+from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, audio_bytes, probe, read_audio, write_audio
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
-from i2srf_kd.errors import DiskFull, UserError
+from i2srf_kd.errors import DiskFull, UserError, cannot_write
 from i2srf_kd.files import PathLike, atomic_path, remove_temporaries, write_text
 from i2srf_kd.pool import process_map
 from i2srf_kd.progress import progress
@@ -325,7 +325,7 @@ def _format_arks(
                     places=tuple(f"{ark.name}:{place}" for ark, (place, _) in zip(arks, entries, strict=False)),
                 )
     except OSError as error:
-        raise write_error(arks[0].parent, error) from None
+        raise cannot_write(arks[0].parent, error) from None
     return mine
 
 

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from i2srf_kd.audio.io import probe
-from i2srf_kd.data.archive import disk_errors, unzip
+from i2srf_kd.data.archive import unzip
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.pairs import list_audio
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import UserError, writing
 from i2srf_kd.files import PathLike
 from i2srf_kd.locks import held
 from i2srf_kd.progress import progress
@@ -82,7 +82,7 @@ def find_sets(corpus_dir: PathLike, wanted: Sequence[str], unpack_dir: PathLike)
         found += [there for part, files in inside.items() for there in _merged_by_hand(part, files, found)]
         if inside.keys() - {part for part, _ in found}:
             # Preparing for one and for two microphones may run at the same time, as jobs.
-            with disk_errors(unpack_dir), held(Path(unpack_dir, ".lock"), str(unpack_dir), WAIT_SECONDS):
+            with writing(unpack_dir), held(Path(unpack_dir, ".lock"), str(unpack_dir), WAIT_SECONDS):
                 found += _find_parts(unzip(archive, Path(unpack_dir, archive.stem)))
     problems = [problem for name in wanted for problem in _missing(name, [p for p, _ in found if p.name == name])]
     raise_problems(f"--corpus_dir {corpus_dir}: not complete, neither as folders nor as zip archives", problems)

@@ -18,10 +18,9 @@ import numpy as np
 
 from i2srf_kd.audio.io import write_audio
 from i2srf_kd.audio.level import active_power
-from i2srf_kd.data.archive import disk_errors
 from i2srf_kd.data.espeak import Voice, synthesize_speech
 from i2srf_kd.data.noises import babble, make_noise
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import UserError, writing
 from i2srf_kd.files import PathLike, write_text
 from i2srf_kd.progress import progress
 
@@ -321,7 +320,7 @@ def write_once(folder: PathLike, contents: str, write: Callable[[Path], None], r
             return folder
     temporary = folder.with_name(f".{folder.name}.partial")
     begun = temporary / MARKER
-    with disk_errors(folder.parent):
+    with writing(folder):
         if not (resume and begun.is_file() and begun.read_text(encoding="utf-8") == contents):
             shutil.rmtree(temporary, ignore_errors=True)
         try:

@@ -16,8 +16,8 @@ from typing import Any, Dict, Iterable, List, Optional, TextIO, Tuple
 
 import yaml
 
-from i2srf_kd.checkpoint import cannot_write, has_checkpoint
-from i2srf_kd.errors import UserError
+from i2srf_kd.checkpoint import has_checkpoint
+from i2srf_kd.errors import UserError, cannot_write
 from i2srf_kd.files import atomic_path, remove_temporaries
 
 INTERRUPTED = ".interrupted"
@@ -172,6 +172,10 @@ def move_aside(output_dir: Path) -> Path:
         number += 1
         target = output_dir.with_name(f"{stem}-{number}")
     output_dir.rename(target)
+    # A pipeline keeps others from the folder by its name, not only from what is now elsewhere.
+    for lock in target.glob(".done_*.lock"):
+        output_dir.mkdir(exist_ok=True)
+        lock.rename(output_dir / lock.name)
     logging.warning(f"--overwrite true: the old {output_dir} is now {target}")
     return target
 

@@ -34,7 +34,6 @@ from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import str2bool
 
 from i2srf_kd.checkpoint import (
-    cannot_write,
     check_key_coverage,
     load_training_state,
     remove_dangling_links,
@@ -43,7 +42,7 @@ from i2srf_kd.checkpoint import (
     save_training_state,
     write_averages,
 )
-from i2srf_kd.errors import FULL, UserError
+from i2srf_kd.errors import FULL, UserError, cannot_write
 from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
 from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
 from i2srf_kd.espnet.model import DistillEnhancementModel

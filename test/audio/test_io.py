@@ -1,7 +1,7 @@
 """Reading, writing and resampling audio files, good and bad ones."""
 
-import errno
 import logging
+import os
 import struct
 
 import numpy as np
@@ -13,7 +13,7 @@ from i2srf_kd.audio import resample as resample_module
 from i2srf_kd.audio.io import as_samples, check_written, count_clipped, probe, read_audio, write_audio
 from i2srf_kd.audio.level import active_frames, active_power
 from i2srf_kd.audio.resample import resample, resampled_length
-from i2srf_kd.errors import UserError
+from i2srf_kd.errors import FULL, DiskFull, UserError
 
 FS = 16000
 
@@ -144,16 +144,17 @@ def test_clipping_is_counted_and_logged(tmp_path, caplog):
     assert soundfile.read(tmp_path / "x.wav", dtype="int16")[0].tolist() == [0, 32767, -32768, 32767, -32768]
 
 
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", FULL)
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, number):
     path = tmp_path / "x.wav"
     write_audio(path, tone(), FS)
     before = path.read_bytes()
 
     def full_disk(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(soundfile, "write", full_disk)
-    with pytest.raises(UserError, match="cannot write .*x.wav: No space left.* has .* MB left.*free space"):
+    with pytest.raises(DiskFull, match=f"^cannot write .*x.wav: {os.strerror(number)}.* has .* MB left.*free space"):
         write_audio(path, tone(), FS)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -1,6 +1,7 @@
 """A folder belongs to one process and to one set of options."""
 
 import argparse
+import fcntl
 import multiprocessing
 import os
 import re
@@ -117,6 +118,15 @@ def test_overwrite_moves_the_old_run_aside(experiment):
     save_training_state(experiment, {"model": {}})
     run_guard.guard_experiment(options(overwrite=True), experiment)  # within the same second
     assert len(list(experiment.parent.glob("exp.bak-*"))) == 2
+
+
+def test_the_lock_of_a_pipeline_stays_with_the_name_of_the_folder(experiment):
+    with (experiment / ".done_train.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_guard.guard_experiment(options(overwrite=True), experiment)
+        (backup,) = experiment.parent.glob("exp.bak-*")
+        assert not list(backup.glob(".done_*"))
+        assert os.path.sameopenfile(lock.fileno(), os.open(experiment / ".done_train.lock", os.O_RDONLY))
 
 
 def test_overwrite_goes_on_with_an_interrupted_run(experiment):

@@ -443,6 +443,24 @@ def test_cluster_recipe_gives_the_local_table(cluster: slurm_cluster.SlurmCluste
     assert list((tmp_path / "staged/exp/logs").glob("train_teacher.slurm/job.sbatch"))
 
 
+@pytest.mark.cluster
+def test_cluster_status_of_a_chain_that_was_cancelled(cluster: slurm_cluster.SlurmCluster, tmp_path: Path) -> None:
+    """Stages that will never run are told from those that wait, and the same command submits them again."""
+    recipe = TinyRecipe(cluster, tmp_path)
+
+    def states() -> Dict[str, str]:
+        return dict(re.findall(r"^([1-5]) +\w+ +(\w+)", recipe.run("gone", "--status"), re.MULTILINE))
+
+    for _ in range(2):
+        output = recipe.run("gone", "--submit", "--ngpu", "0", "--stop_stage", "5")
+        (jobs,) = re.findall(r"cancel: scancel ([0-9 ]+)$", output, re.MULTILINE)
+        assert len(jobs.split()) == 5 and states()["5"] == "pending"
+        cluster.output("scancel", *jobs.split())
+        cluster.wait_for(lambda: not cluster.queue(), "an empty queue")
+        after = states()
+        assert after["4"] == after["5"] == "cancelled", after
+
+
 class TinyRecipe:
     """The VoiceBank recipe without anything that is not needed for a table."""
 

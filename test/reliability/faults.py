@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from reliability import processes
@@ -16,6 +17,11 @@ from i2srf_kd.checkpoint import CHECKPOINT, PREVIOUS
 
 SLURM = ("--cmd_backend", "slurm")
 OF_RANKS = (*SLURM, "--train_tasks", str(RANKS))
+# The recipe splits work into parts of one process each; a pool is what a user asks for. Other options than those of the
+# systems that are finished: they are left out, and with them the table.
+OF_POOL = (
+    "--inference_nj", "1", "--inference_args", "--nj 2", "--score_args", "--nj 2", "--score_systems", "student_kd",
+)  # fmt: skip
 _PATIENCE = 240.0  # seconds for anything to happen
 
 
@@ -79,6 +85,7 @@ class Kind(NamedTuple):
         stages: where it is done.
         inject: does it; returns a remark.
         options: further options of the recipe.
+        variant: name of what these options make, where it differs from the undisturbed run without them.
         steps: training steps that may be lost.
         damage: done to the folder between the two runs.
         moves_on: the disturbed run itself goes on to the end.
@@ -89,6 +96,7 @@ class Kind(NamedTuple):
     stages: Tuple[int, ...]
     inject: Callable[[Scene], str]
     options: Tuple[str, ...] = ()
+    variant: str = ""
     steps: int = SAVE_EVERY
     damage: Optional[Callable[[Scene], str]] = None
     moves_on: bool = False
@@ -140,6 +148,32 @@ def part(scene: Scene) -> str:
     return scene.kill([processes.first(scene.everything(), "--shard")])
 
 
+def of_pool(chosen: Callable[[Scene, List[processes.Process]], processes.Process]) -> Callable[[Scene], str]:
+    """Kill one of the processes of a pool: workers, which are given, or their parent."""
+
+    def workers(scene: Scene) -> List[processes.Process]:
+        return [p for p in scene.everything() if "--multiprocessing-fork" in p.command]
+
+    def strike(scene: Scene) -> str:
+        scene.wait_for_work()
+        processes.wait_for(lambda: workers(scene) or scene.run.ended, _PATIENCE, 0.02)
+        # They begin by loading what they need, which takes longer than the work itself.
+        time.sleep(scene.moment.uniform(0.0, 0.2) * scene.workspace.seconds(scene.stage, scene.variant)["all"])
+        processes.wait_for(lambda: workers(scene) or scene.run.ended, _PATIENCE, 0.02)
+        scene.still_running()
+        return scene.kill([chosen(scene, found) for found in [workers(scene)] if found])
+
+    return strike
+
+
+def any_worker(scene: Scene, workers: List[processes.Process]) -> processes.Process:
+    return scene.moment.choice(workers)
+
+
+def parent_of_workers(scene: Scene, workers: List[processes.Process]) -> processes.Process:
+    return next(p for p in scene.everything() if p.pid == workers[0].parent)
+
+
 def rank(scene: Scene) -> str:
     scene.wait_for_work()
     ranks = processes.trainers(scene.workspace.mark)
@@ -180,19 +214,39 @@ def told_slurm(*command: str) -> Callable[[Scene], str]:
 
 
 def node(scene: Scene) -> str:
-    """Slurm's daemon, its helpers and the job die together, and the machine comes back."""
+    """Slurm's daemon, its helpers and the job die together while the job works, and the machine comes back."""
     scene.wait_for_work()
     cluster = scene.workspace.cluster
     assert cluster is not None
-    scene.wait_for_job()
+
+    def job() -> List[processes.Process]:
+        return [p for p in scene.everything() if "SLURM_JOB_ID" in p.environment]
+
+    # A job that is queued, or is just being started, would lose nothing.
+    processes.wait_for(lambda: any(map(does_work, job())) or scene.run.ended, _PATIENCE, 0.02)
+    scene.still_running()
+    helpers = step_daemons(job())
     cluster.daemons["slurmd"].kill()
     cluster.stop_daemon("slurmd")
-    helpers = subprocess.run(["pgrep", "-f", "^slurmstepd: "], capture_output=True, text=True, check=False)
-    for pid in helpers.stdout.split():
-        os.kill(int(pid), signal.SIGKILL)
-    lost = processes.kill([p for p in scene.everything() if "SLURM_JOB_ID" in p.environment])
+    for pid in helpers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    lost = processes.kill(job())
     cluster.start_daemon("slurmd")
+    if not lost:
+        raise TooLate
     return f"{lost} processes lost"
+
+
+def does_work(process: processes.Process) -> bool:
+    """Whether it is a training or a part of another stage."""
+    return process.is_trainer or ("--shard" in process.command and not process.is_wrapper)
+
+
+def step_daemons(job: List[processes.Process]) -> List[int]:
+    """Ids of Slurm's helpers that started the processes of a job; those of other clusters are left alone."""
+    found = subprocess.run(["pgrep", "-f", "^slurmstepd: "], capture_output=True, text=True, check=False)
+    return sorted({int(pid) for pid in found.stdout.split()} & {process.parent for process in job})
 
 
 # Disks and files --------------------------------------------------------------------------------------------------
@@ -283,9 +337,15 @@ KINDS: Dict[str, Kind] = {
     "trainer": Kind("kill -9 of the trainer", _TRAINING, trainer),
     "reader": Kind("kill -9 of a data-loader worker", _TRAINING, data_reader),
     "part": Kind("kill -9 of one part of the work", (2, 6), part),
+    "worker": Kind(
+        "kill -9 of one worker of a pool", (6,), of_pool(any_worker), OF_POOL, "-pool", expected=(2,),
+    ),
+    "parent": Kind(
+        "kill -9 of the process that has a pool of workers", (6,), of_pool(parent_of_workers), OF_POOL, "-pool",
+    ),
     "usr1": Kind("SIGUSR1", _TRAINING, signalled(signal.SIGUSR1), steps=0, expected=(75,)),
     "term": Kind("SIGTERM", _TRAINING, signalled(signal.SIGTERM), steps=0, expected=(75,)),
-    "stop": Kind("SIGTERM", (2, 6), signalled(signal.SIGTERM), expected=(143,)),
+    "stop": Kind("SIGTERM", (1, 2, 3, 6), signalled(signal.SIGTERM), expected=(143,)),
     "ctrl_c": Kind("Ctrl-C", _ALL, signalled(signal.SIGINT, group=True)),
     "full_disk": Kind("disk full, then larger", tuple(_GROWS), full_disk, damage=larger_disk),
     "truncated": Kind(
@@ -297,7 +357,7 @@ KINDS: Dict[str, Kind] = {
         steps=2 * SAVE_EVERY, damage=damaged(0.0),
     ),
     "two_runs": Kind("the same command twice at a time", (2, 4, 5, 6), second_run, moves_on=True),
-    "rank": Kind("kill -9 of one of two ranks (Slurm, gloo)", _TRAINING, rank, OF_RANKS),
+    "rank": Kind("kill -9 of one of two ranks (Slurm, gloo)", _TRAINING, rank, OF_RANKS, "-ranks"),
     "scancel": Kind("scancel", (2, 4, 5, 6), told_slurm("scancel"), SLURM),
     "job_usr1": Kind(
         "SIGUSR1 to the job, as before its time limit", _TRAINING,

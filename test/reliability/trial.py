@@ -80,13 +80,12 @@ def _end(workspace: Workspace) -> None:
 
 def _attempt(workspace: Workspace, name: str, stage: int, moment: random.Random) -> Outcome:
     kind, start = KINDS[name], time.monotonic()
-    variant = "-ranks" if kind.options == faults.OF_RANKS else ""
-    if variant:
-        workspace.prepare_ranks(stage, variant, kind.options)
+    if kind.variant:
+        workspace.prepare_variant(stage, kind.variant, kind.options)
     workspace.reset(stage)
     remarks = [faults.mount_small(workspace, stage, moment)] if name == "full_disk" else []
     command = workspace.command(stage, stage, *kind.options)
-    scene = Scene(workspace, stage, workspace.start(command), moment, variant)
+    scene = Scene(workspace, stage, workspace.start(command), moment, kind.variant)
     remarks.append(kind.inject(scene))
     code = scene.run.wait()
     problems = _problems_of_end(workspace, kind, code, scene.run.text(), remarks)
@@ -103,7 +102,7 @@ def _attempt(workspace: Workspace, name: str, stage: int, moment: random.Random)
     lost = _loss(workspace, kind, stage, disturbed, before)
     if not lost.within:
         problems.append(f"lost {lost.text}")
-    expected = workspace.before(stage + 1, variant)
+    expected = workspace.before(stage + 1, kind.variant)
     different = compare.differences(compare.digests(expected, stage), compare.digests(workspace.run_dir, stage))
     problems += [f"different: {', '.join(different[:5])}"] if different else []
     problems += _problems_of_leftovers(workspace, kind, expected)

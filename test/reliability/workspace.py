@@ -135,15 +135,17 @@ class Workspace:
             say(f"undisturbed stage {stage}: {seconds['all']:.1f} s")
         self._keep(self.before(last + 1))
 
-    def prepare_ranks(self, stage: int, variant: str, more: Sequence[str], say: Any = print) -> None:
-        """An undisturbed training of several processes, which differs from that of one by rounding."""
+    def prepare_variant(self, stage: int, variant: str, more: Sequence[str], say: Any = print) -> None:
+        """Run a stage undisturbed with further options that make something else, such as a training of several
+        processes, which differs from that of one by rounding.
+        """
         if self.before(stage + 1, variant).exists():
             return
         self.reset(stage)
         seconds = self.undisturbed(stage, *more)
         self._keep(self.before(stage + 1, variant))
         (self.before(stage, variant).parent / f"{stage}.json").write_text(json.dumps(seconds))
-        say(f"undisturbed stage {stage}, {RANKS} ranks: {seconds['all']:.1f} s")
+        say(f"undisturbed stage {stage}, {variant[1:]}: {seconds['all']:.1f} s")
 
     def undisturbed(self, stage: int, *more: str) -> Dict[str, float]:
         """Run a stage; seconds of all of it, and of its training."""

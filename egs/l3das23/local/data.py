@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
-from i2srf_kd.data.archive import disk_errors
 from i2srf_kd.data.kaggle import download_dataset
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
 from i2srf_kd.data.l3das23 import WAIT_SECONDS, find_sets, read_set
@@ -25,7 +24,7 @@ from i2srf_kd.data.preparation import (
     split_speakers,
     write_sets,
 )
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.errors import UserError, run_command, writing
 from i2srf_kd.locks import held
 
 DATASET = "l3dasteam/l3das23-task1"
@@ -60,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if not 0 < args.valid_share < 1:
         raise UserError(f"--valid_share {args.valid_share}: must lie between 0 and 1")
     if not args.corpus_dir:
-        with disk_errors(args.download_dir), held(Path(args.download_dir, ".lock"), args.download_dir, WAIT_SECONDS):
+        with writing(args.download_dir), held(Path(args.download_dir, ".lock"), args.download_dir, WAIT_SECONDS):
             download_dataset(DATASET, args.download_dir)
     names = [*TRAINING[args.train_part], "dev"]
     folders = find_sets(args.corpus_dir or args.download_dir, names, args.unpack_dir)
