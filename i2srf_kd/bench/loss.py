@@ -127,7 +127,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         reference = REFERENCES.get(name, "")
         row: Dict[str, Any] = {"name": name, "seconds": seconds[name], "peak_mb": memory.get(name)}
         row["faster"] = ratio(turns, name, reference)
-        if memory.get(reference):
+        if name in memory and reference in memory:
             row["memory_ratio"] = memory[name] / memory[reference]
         if name in limits:
             row["gflop"] = limits[name].flops / 1e9

@@ -152,23 +152,6 @@ class _FusedAttention(torch.autograd.Function):
         return result
 
 
-class _BiasedAttention(torch.autograd.Function):
-    """:class:`_FusedAttention` with a ``bias`` ``(1, 1, L, keys)`` that is added to the scores."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
-        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-
-    @staticmethod
-    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, heads: int) -> Any:
-        absent = g.op("prim::Constant")
-        absent.setType(torch._C.OptionalType.ofTensor())
-        result = g.op(f"{CONTRIB}::MultiHeadAttention", q, k, v, absent, absent, bias, num_heads_i=heads)
-        result.setType(q.type())
-        return result
-
-
 class _Attention(nn.Module):
     def __init__(self, attention: SelfAttention):
         super().__init__()
@@ -185,13 +168,16 @@ class _Attention(nn.Module):
         return self.attention.output(joined)
 
     def _stream(self, x: Tensor, mask: Tensor, state: StreamState) -> Tensor:
-        """Keys and values of the past are kept as they come, heads side by side."""
-        q, k, v = self.attention.qkv(x).chunk(3, dim=-1)
-        past = mask.shape[1] - x.shape[1]
-        # As one map of bins and frames, so that frames are axis 2.
-        k, v = (state.prepend(y.unsqueeze(0), past).squeeze(0) for y in (k, v))
-        bias = torch.where(mask, 0.0, torch.finfo(x.dtype).min)[None, None]
-        return self.attention.output(_BiasedAttention.apply(q, k, v, bias, self.attention.heads))
+        """Single operations: the fused one would move keys and values of the whole window in every step."""
+        n, length, dim = x.shape
+        heads = self.attention.heads
+        q, k, v = self.attention.qkv(x).view(n, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        past = mask.shape[1] - length
+        k, v = state.prepend(k, past), state.prepend(v, past)
+        # A sum instead of a choice for every head and bin.
+        bias = torch.where(mask, 0.0, torch.finfo(x.dtype).min)
+        scores = (q * (dim // heads) ** -0.5) @ k.transpose(2, 3) + bias
+        return self.attention.output((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, dim))
 
 
 class _Branch(nn.Module):

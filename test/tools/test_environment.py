@@ -82,7 +82,7 @@ class Checkout:
         """Locks that were installed since the last question."""
         text = self.record.read_text() if self.record.exists() else ""
         self.record.unlink(missing_ok=True)
-        return re.findall(r"^pip sync --require-hashes .*/(requirements-\S+)$", text, re.M)
+        return re.findall(r"^pip sync --compile-bytecode --require-hashes .*/(requirements-\S+)$", text, re.M)
 
 
 @pytest.fixture
