@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this part."""
     add_pair_options(parser)
     add_compile_option(parser)
-    parser.add_argument("--steps", type=int, default=24, help="steps of a training (default: 24)")
-    parser.set_defaults(student_preset="dpdcrn_tiny", teacher_preset="dpdcrn_tiny", batch=4, seconds=0.5)
+    parser.add_argument("--steps", type=int, default=12, help="steps of a training (default: 12)")
+    parser.set_defaults(student_preset="dpdcrn_tiny", teacher_preset="dpdcrn_tiny", batch=2, seconds=0.5)
 
 
 def candidates(args: argparse.Namespace) -> Dict[str, Any]:

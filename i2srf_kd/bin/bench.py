@@ -38,7 +38,7 @@ PARTS: Dict[str, Any] = {
 }  # fmt: skip
 # Turns that are counted, where nothing else is asked for.
 REPEATS = {
-    "loss": 1, "step": 1, "curve": 1, "loader": 5, "infer": 9, "quality": 3, "stream": 40, "scale": 1, "models": 5,
+    "loss": 1, "step": 1, "curve": 1, "loader": 3, "infer": 7, "quality": 3, "stream": 40, "scale": 1, "models": 5,
 }  # fmt: skip
 ON_GPU = ("loss", "step", "curve", "infer")
 
