@@ -41,14 +41,19 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def restart_with_allocator_settings(arguments: Sequence[str]) -> None:
-    """Replace this process by the same command under the recipes' allocator settings.
+    """Replace this process by the same command under the allocator settings that ``--allocator`` asks for.
 
-    Not where ``--allocator system`` asks for others, nor in a process whose parent has chosen.
+    Not in a process whose parent has chosen.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
     wants_system = (ALLOCATOR_OPTION, ALLOCATORS[1]) in zip(words, words[1:], strict=False)
-    if not wants_system and not has_allocator_settings() and MEMORY_OPTION not in arguments:
-        os.execve(COMMAND[0], [*COMMAND, *arguments], {**os.environ, **ALLOCATOR})
+    wanted = {**_plain_environment(), **({} if wants_system else ALLOCATOR)}
+    if wanted != dict(os.environ) and MEMORY_OPTION not in arguments:
+        os.execve(COMMAND[0], [*COMMAND, *arguments], wanted)
+
+
+def _plain_environment() -> Dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
 
 
 def has_allocator_settings() -> bool:
@@ -190,20 +195,18 @@ def usage_here(work: Work, clock: Clock) -> Usage:
     return Usage(peak_resident_bytes() - before, seconds)
 
 
-def usage_of(arguments: Sequence[str], name: str, keep_memory: bool = False) -> Usage:
+def usage_of(arguments: Sequence[str], name: str, allocator: Mapping[str, str] = RETURNING_ALLOCATOR) -> Usage:
     """Usage of one candidate of the command line ``arguments``, in a new process.
 
     Args:
-        keep_memory: with the recipes' allocator settings, which are faster. Memory that the preparations have freed is
-            then used again and not counted.
+        allocator: settings of the allocator. With those of the recipes, memory that the preparations have freed is used
+            again and not counted.
 
     Raises:
         UserError: the process failed, for instance for want of memory.
     """
     command = [*COMMAND, *arguments, MEMORY_OPTION, name]
-    plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
-    environment = {**plain, **(ALLOCATOR if keep_memory else RETURNING_ALLOCATOR)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env={**_plain_environment(), **allocator}, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"measuring the memory of {name!r} ended with code {done.returncode}: {last}")

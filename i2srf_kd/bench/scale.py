@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 
-from i2srf_kd.bench.measure import Clock, Work, usage_of
+from i2srf_kd.bench.measure import ALLOCATOR, ALLOCATORS, Clock, Work, usage_of
 from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.bin.enhance import OVERLAP_SECONDS, WINDOW_SECONDS, Job, Options, Windows, enhance_file
 from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN
@@ -89,9 +89,10 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     if len(args.lengths) < 2 or min(args.lengths) <= 0:
         raise UserError("--lengths needs at least two positive lengths")
     lengths = sorted(set(args.lengths))
+    allocator = ALLOCATOR if args.allocator == ALLOCATORS[0] else {}
     rows: List[Dict[str, Any]] = []
     for seconds in lengths:
-        runs = [usage_of(arguments, _name(seconds), keep_memory=True) for _ in range(args.repeats)]
+        runs = [usage_of(arguments, _name(seconds), allocator) for _ in range(args.repeats)]
         used = min(run.seconds for run in runs)
         peak = max(run.peak_bytes for run in runs) / 1e6
         rows.append({"length": seconds, "seconds": used, "rtf": used / seconds, "peak_mb": peak})

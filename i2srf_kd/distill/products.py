@@ -37,6 +37,11 @@ class _FrameGrams(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_time: Tensor, by_batch: Tensor) -> Tensor:  # type: ignore[override]
+        with torch.autocast(by_time.device.type, enabled=False):  # the backward pass may run inside one
+            return _FrameGrams._gradient(ctx, by_time, by_batch)
+
+    @staticmethod
+    def _gradient(ctx: Any, by_time: Tensor, by_batch: Tensor) -> Tensor:
         feature, vectors = ctx.saved_tensors
         by_time, by_batch = by_time + by_time.mT, by_batch + by_batch.mT
         _, channels, frames, bins = feature.shape
@@ -93,7 +98,7 @@ def frame_grams(feature: Tensor) -> Tuple[Tensor, Tensor]:
 
     Returns:
         Along time ``(B, T, T)`` and along the batch ``(T, B, B)``. The gradient of both is written once, in the memory
-        order of the feature.
+        order of the feature; it cannot be differentiated once more.
     """
     if torch.compiler.is_compiling():
         vectors = feature.transpose(1, 2).flatten(2)

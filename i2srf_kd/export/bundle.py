@@ -254,7 +254,7 @@ def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str,
     if file.name == STREAM_ONNX:
         step = onnx_stream.OnnxStep(file, threads)
         run: OnnxFunction = step.whole
-        metadata = step.metadata
+        metadata = step.network.metadata
         model.stream_file = file
     else:
         network = onnx_runtime.OnnxNetwork(file, threads)

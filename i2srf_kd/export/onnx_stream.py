@@ -9,7 +9,7 @@ Export puts a copy of this module and of ``spectral_stream.py`` into the folder 
 """
 
 import threading
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 
@@ -39,8 +39,8 @@ def _load(path: Any, num_threads: int, frames: Optional[int] = None) -> Any:
         raise UserError(f"{path}: not a readable ONNX model ({error})") from None
 
 
-class OnnxStep:
-    """One step of the network and its memory.
+class OnnxStreamNetwork:
+    """The network of a file, without a memory; any number of streams may share it.
 
     Args:
         path: ``model_stream.onnx`` as written by ``i2srf_kd.bin.export``.
@@ -48,32 +48,59 @@ class OnnxStep:
 
     Attributes:
         metadata: what the file says of itself.
+        state_shapes: of what the network remembers.
 
     Raises:
         UserError: the file is absent, or no model of this kind.
     """
 
     def __init__(self, path: Any, num_threads: int = 1):
-        self._session = _load(path, num_threads)
-        # With the length known when it is loaded, a tenth of the time of a frame is saved: no shape is computed.
-        self._single = _load(path, num_threads, frames=1)
-        self.metadata = self._session.get_modelmeta().custom_metadata_map
-        inputs = self._session.get_inputs()
+        self._load_single = lambda: _load(path, num_threads, frames=1)
+        self._any, self._single = _load(path, num_threads), None
+        self.metadata = self._any.get_modelmeta().custom_metadata_map
+        inputs = self._any.get_inputs()
         self._names = [entry.name for entry in inputs]
-        self._shapes = [entry.shape for entry in inputs[1:]]
-        if not self._shapes:
+        self.state_shapes = [entry.shape for entry in inputs[1:]]
+        if not self.state_shapes:
             raise UserError(f"{path}: has no state, so it is not the model for streams; give model_stream.onnx")
+
+    def session(self, frames: int) -> Any:
+        """The session that is fastest for a number of frames.
+
+        With the length known when it is loaded, a tenth of the time of a single frame is saved: no shape is computed.
+        """
+        if frames != 1:
+            return self._any
+        if self._single is None:
+            self._single = self._load_single()
+        return self._single
+
+    def __call__(self, planes: np.ndarray, state: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """Enhanced planes and the next state."""
+        given = dict(zip(self._names, [planes, *state], strict=True))
+        return self.session(planes.shape[2]).run(None, given)
+
+
+class OnnxStep:
+    """One step of the network and its memory.
+
+    Args:
+        model: ``model_stream.onnx``, or what was loaded from it.
+        num_threads: CPU threads for a model that is loaded here.
+    """
+
+    def __init__(self, model: Any, num_threads: int = 1):
+        self.network = model if isinstance(model, OnnxStreamNetwork) else OnnxStreamNetwork(model, num_threads)
         self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
         """Begin a new recording."""
-        self._state: List[np.ndarray] = [np.zeros(shape, np.float32) for shape in self._shapes]
+        self._state: List[np.ndarray] = [np.zeros(shape, np.float32) for shape in self.network.state_shapes]
 
     def __call__(self, planes: np.ndarray) -> np.ndarray:
         """Enhance the next frames: ``(1, 2 * microphones, T, F)`` to ``(1, 2, T, F)``."""
-        session = self._single if planes.shape[2] == 1 else self._session
-        enhanced, *self._state = session.run(None, dict(zip(self._names, [planes, *self._state], strict=True)))
+        enhanced, *self._state = self.network(planes, self._state)
         return enhanced
 
     def whole(self, planes: np.ndarray, chunk: int = CHUNK_FRAMES) -> np.ndarray:
@@ -100,8 +127,10 @@ class OnnxStreamingEnhancer(SpectralStream):
     """
 
     def __init__(self, path: Any, streams: int = 1, num_threads: Optional[int] = None):
-        self._steps = [OnnxStep(path, num_threads or 1) for _ in range(streams)]
-        metadata = self._steps[0].metadata
+        network = OnnxStreamNetwork(path, num_threads or 1)
+        network.session(1)  # now, not when the first frame is due
+        self._steps = [OnnxStep(network) for _ in range(streams)]
+        metadata = network.metadata
         try:
             fs, n_fft, hop, num_mics = (int(metadata[name]) for name in ("fs", "n_fft", "hop_length", "num_mics"))
         except KeyError as error:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2srf_kd.distill.products import frame_grams, padding_flops, self_gram
+from i2srf_kd.distill.similarity import layer_similarities
 
 SIZES = st.tuples(*(st.integers(1, size) for size in (3, 5, 18, 6)))
 LAYOUTS = {
@@ -53,6 +54,19 @@ def test_gradient_comes_in_the_order_of_the_feature():
         leaf = feature.to(memory_format=layout).requires_grad_()
         (gradient_by_leaf,) = torch.autograd.grad(frame_grams(leaf)[0].sum(), leaf)
         assert gradient_by_leaf.stride() == leaf.stride()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_backward_pass_inside_autocast(layout):
+    feature = torch.randn(2, 3, 5, 4).to(memory_format=layout)
+
+    def cosines(x):
+        return [similarity.cosine for similarity in layer_similarities(x)]
+
+    expected = gradient(cosines, feature, [1.0, 1.0])[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradient(cosines, feature, [1.0, 1.0])[1]
+    torch.testing.assert_close(found, expected)
 
 
 def test_padding_is_counted():

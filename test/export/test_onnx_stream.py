@@ -10,9 +10,10 @@ from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.enhancer import load_enhancer
 from i2srf_kd.errors import UserError
+from i2srf_kd.export import onnx_stream
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import check_stream_onnx, export_stream_onnx
-from i2srf_kd.export.onnx_stream import OnnxStep, OnnxStreamingEnhancer
+from i2srf_kd.export.onnx_stream import OnnxStep, OnnxStreamingEnhancer, OnnxStreamNetwork
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -51,6 +52,24 @@ def test_a_loaded_export_streams_with_onnxruntime(exported):
     enhancer = load_enhancer(report.path)
     assert isinstance(enhancer.stream(), OnnxStreamingEnhancer)
     assert not isinstance(load_enhancer(report.path, runtime="torch").stream(), OnnxStreamingEnhancer)
+
+
+def test_single_frames_have_a_session_whose_length_is_known(exported):
+    network = OnnxStreamNetwork(exported[1].path / "model_stream.onnx")
+    sizes = {frames: network.session(frames).get_inputs()[0].shape for frames in (1, 2)}
+    assert sizes[1] == [1, 4, 1, 257] and sizes[2] == [1, 4, "frames", 257]
+    assert network.session(1) is network.session(1)
+
+
+def test_streams_side_by_side_share_the_network(exported, monkeypatch):
+    path, loads = exported[1].path / "model_stream.onnx", []
+    plain = onnx_stream._load
+    monkeypatch.setattr(onnx_stream, "_load", lambda *args, **options: loads.append(args) or plain(*args, **options))
+    wave = noise(1000, 2)
+    expected = OnnxStreamingEnhancer(path)(wave)
+    found = OnnxStreamingEnhancer(path, streams=3)(np.tile(wave, 3))
+    np.testing.assert_array_equal(found, np.stack([expected] * 3, axis=1))
+    assert len(loads) == 4
 
 
 def test_state_has_fixed_shapes_in_the_file(exported):
