@@ -141,18 +141,26 @@ run_parts() {
         "${python}" -m "i2srf_kd.bin.${module}" "$@" --collect "${parts}"
 }
 
+# done_by_this_job FILE: whether Slurm has queued this job again, and FILE is what it wrote when it ran before.
+done_by_this_job() {
+    [[ "${SLURM_RESTART_COUNT:-0}" != 0 && -n "${SLURM_JOB_ID:-}" && -f "$1" ]] &&
+        grep --quiet --line-regexp --fixed-strings "slurm_job=${SLURM_JOB_ID}" -- "$1"
+}
+
 # skip_if_done FILE redo|keep KEY=VALUE ...: succeed when the work that FILE stands for is done with these settings.
 #
 # Fails (so that the stage runs) when it is not, and ends the script when it was done with other options. Keys called
 # input_... stand for what was read: when just these differ, the work is out of date, and "redo" runs it again, while
-# "keep" (a training, too dear to repeat unasked) ends the script.
+# "keep" (a training, too dear to repeat unasked) ends the script. With --force the work is done anew, once: not again
+# when Slurm queues the job again.
 skip_if_done() {
-    local file="$1" mode="$2" line key old new only_inputs=true changes=()
+    local file="$1" mode="$2" anew="${force}" line key old new only_inputs=true changes=()
     shift 2
+    ! done_by_this_job "${file}" || anew=false
     done_file="${file}"
     done_settings=("$@")
-    [[ -f "${file}" && "${force}" == false ]] || hold_lock "${file}.lock"
-    if [[ ! -f "${file}" || "${force}" == true ]]; then
+    [[ -f "${file}" && "${anew}" == false ]] || hold_lock "${file}.lock"
+    if [[ ! -f "${file}" || "${anew}" == true ]]; then
         [[ "${mode}" == keep ]] || rm -f -- "${file}" # a trained model keeps its own until it is moved aside
         return 1
     fi
@@ -190,6 +198,7 @@ mark_done() {
     mkdir -p -- "$(dirname -- "${done_file}")"
     {
         printf '%s\n' "${done_settings[@]}"
+        [[ "${force}" == false || -z "${SLURM_JOB_ID:-}" ]] || echo "slurm_job=${SLURM_JOB_ID}"
         echo "finished=$(date '+%Y-%m-%dT%H:%M:%S.%N%z')"
     } >"${temporary}" && mv -- "${temporary}" "${done_file}" ||
         fail "cannot write ${done_file} ($(df --output=avail -BM -- "${done_file%/*}" | tail -n 1 | tr -d 'M ') MB left);" \

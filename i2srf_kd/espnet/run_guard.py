@@ -18,9 +18,10 @@ import yaml
 
 from i2srf_kd.checkpoint import has_checkpoint
 from i2srf_kd.errors import UserError, cannot_write
-from i2srf_kd.files import atomic_path, remove_temporaries
+from i2srf_kd.files import atomic_path, remove_temporaries, write_text
 
 INTERRUPTED = ".interrupted"
+OVERWRITTEN_BY = ".overwritten_by"  # the Slurm job that began the run with --overwrite true
 OPTIONS = "options.yaml"  # those the run was started with; config.yaml is not whole while ESPnet writes it
 
 # Where the same content lies may change: the fingerprint tells whether it is the same.
@@ -81,7 +82,8 @@ def guard_experiment(args: argparse.Namespace, output_dir: Any, rank0: bool = Tr
     """Lock the folder of an experiment and make sure that it can go on with these options.
 
     With ``--overwrite true`` an existing folder is moved to ``<folder>.bak-<time>`` first, unless that run was
-    interrupted by a signal and asked to be started again with the same command.
+    interrupted by a signal and asked to be started again with the same command, or was begun by this very Slurm job,
+    which has been queued again.
 
     Args:
         args: options of this start, before ESPnet rewrites ``config.yaml``.
@@ -97,7 +99,8 @@ def guard_experiment(args: argparse.Namespace, output_dir: Any, rank0: bool = Tr
         return
     output_dir = Path(output_dir)
     lock_experiment(output_dir)
-    if getattr(args, "overwrite", False) and has_run(output_dir):
+    overwrite = getattr(args, "overwrite", False)
+    if overwrite and has_run(output_dir) and not _begun_by_this_job(output_dir):
         if (output_dir / INTERRUPTED).exists() and not option_changes(args, output_dir, ignore)[0]:
             logging.warning(f"{output_dir} was interrupted: it is resumed in spite of --overwrite true")
         else:
@@ -106,11 +109,28 @@ def guard_experiment(args: argparse.Namespace, output_dir: Any, rank0: bool = Tr
     elif has_run(output_dir):
         check_same_options(args, output_dir, ignore)
     try:
+        if overwrite and "SLURM_JOB_ID" in os.environ:
+            write_text(output_dir / OVERWRITTEN_BY, f"{os.environ['SLURM_JOB_ID']}\n")
         with atomic_path(output_dir / OPTIONS, durable=True) as temporary:
             temporary.write_text(yaml.safe_dump(_simple(vars(args)), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise cannot_write(output_dir / OPTIONS, error) from None
     (output_dir / INTERRUPTED).unlink(missing_ok=True)
+
+
+def _begun_by_this_job(output_dir: Path) -> bool:
+    """Whether Slurm has queued this job again, and the run in the folder is what it made when it ran before.
+
+    The number of the job tells, and not that it was queued again alone: it may have been lost before it had moved the
+    old run aside.
+    """
+    if os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
+        return False
+    try:
+        begun_by = (output_dir / OVERWRITTEN_BY).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return False
+    return begun_by == os.environ.get("SLURM_JOB_ID")
 
 
 def is_first_process(args: argparse.Namespace) -> bool:

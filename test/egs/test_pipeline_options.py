@@ -285,6 +285,21 @@ def test_force_repeats_one_stage_and_moves_models_aside(finished):
     assert [n for n, _, _ in again][-3:] == ["examples", "results", "export"]
 
 
+def test_force_does_nothing_twice_when_slurm_queues_the_job_again(finished):
+    words = ("--mini", "true", "--stage", "5", "--stop_stage", "5", "--force", "true")
+    job = {"SLURM_JOB_ID": "42", "I2SRF_STAGE_JOB": "1"}
+    finished.run(*words, code=75, STUB_FAIL="train:student_kd=75", **job)
+    assert [option(a, "--output_dir") for _, a, _ in finished.calls()] == ["mini/exp/student", "mini/exp/student_kd"]
+    finished.run(*words, SLURM_RESTART_COUNT="1", **job)  # the student's old record does not stop it
+    calls = finished.calls()
+    assert [option(a, "--output_dir") for _, a, _ in calls] == ["mini/exp/student_kd"]
+    assert option(calls[0][1], "--overwrite") == "true"
+    finished.run(*words, SLURM_RESTART_COUNT="2", **job)
+    assert finished.calls() == []
+    finished.run(*words, SLURM_RESTART_COUNT="1", **{**job, "SLURM_JOB_ID": "43"})
+    assert len(finished.calls()) == 2
+
+
 def test_students_of_a_replaced_teacher_are_not_trusted(finished):
     finished.run("--mini", "true", "--stage", "4", "--stop_stage", "4", "--force", "true")
     assert "input_teacher" in finished.run("--mini", "true", "--stage", "5", code=2).stderr

@@ -139,6 +139,22 @@ def test_overwrite_goes_on_with_an_interrupted_run(experiment):
     assert not (experiment / "checkpoint.pth").exists()
 
 
+def test_overwrite_goes_on_with_what_the_same_slurm_job_began(experiment, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # its machine was lost before it had moved the old run aside
+    run_guard.guard_experiment(options(overwrite=True), experiment)
+    assert not (experiment / "checkpoint.pth").exists()
+    save_training_state(experiment, {"model": {}})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    run_guard.guard_experiment(options(overwrite=True), experiment)
+    assert (experiment / "checkpoint.pth").exists() and len(list(experiment.parent.glob("exp.bak-*"))) == 1
+    with pytest.raises(UserError, match="--batch_size: 8 -> 4"):
+        run_guard.guard_experiment(options(overwrite=True, batch_size=4), experiment)
+    monkeypatch.setenv("SLURM_JOB_ID", "43")
+    run_guard.guard_experiment(options(overwrite=True), experiment)
+    assert len(list(experiment.parent.glob("exp.bak-*"))) == 2
+
+
 def test_other_ranks_touch_nothing(tmp_path):
     run_guard.guard_experiment(options(), tmp_path / "exp", rank0=False)
     assert not (tmp_path / "exp").exists()
