@@ -138,7 +138,7 @@ def batch_script(array: JobArray, options: SlurmOptions, folder: Path, comment: 
         lines.append(f"--array={ranges(array.indices)}" + (f"%{cap}" if cap else ""))
     if array.after is not None:
         lines += [f"--dependency=afterok:{array.after}", "--kill-on-invalid-dep=yes"]
-    lines += options.limits()
+    lines += options.limits(array.kind)
     package = Path(__file__).resolve().parents[2]
     return "\n".join(
         [

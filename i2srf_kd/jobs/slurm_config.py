@@ -22,6 +22,8 @@ from i2srf_kd.jobs.array import JobArray
 
 #: Names another file than ``conf/slurm.yaml`` of the current folder, which may be absent.
 VARIABLE = "I2SRF_SLURM_CONFIG"
+#: The kind of work that is asked to save before its time limit: it is a training, or holds trainings.
+TRAINING = "train"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SlurmOptions:
         gpu_type: type of the GPUs, such as ``a100``.
         requeue: queue a job again when it saved its state (exit code 75) or its machine failed.
         max_requeues: how often at most.
-        signal_seconds: a job is asked to save so long before its time limit; 0: never.
+        signal_seconds: a training is asked to save so long before its time limit; 0: never.
         max_jobs: run at most so many elements of an array at a time, where ``--max_jobs`` does not say fewer.
         poll_seconds: longest time between two looks at the queue.
         extra: further options for ``sbatch``, such as ``--exclude=node7``.
@@ -55,11 +57,12 @@ class SlurmOptions:
     extra: Optional[List[str]] = None
     setup: Optional[List[str]] = None
 
-    def limits(self) -> List[str]:
-        """The options of ``sbatch`` that do not depend on the job."""
+    def limits(self, kind: str) -> List[str]:
+        """The options of ``sbatch`` that a kind of work asks for."""
         names = ("partition", "account", "qos", "constraint", "mem", "time")
         lines = [f"--{name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
-        if self.signal_seconds and self.time is not None:
+        # What cannot save would die of the signal, before its time and without a word about the limit.
+        if kind == TRAINING and self.signal_seconds and self.time is not None:
             lines.append(f"--signal=B:USR1@{self.signal_seconds}")
         return [*lines, *(self.extra or [])]
 

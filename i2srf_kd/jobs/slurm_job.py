@@ -3,12 +3,15 @@
     python -m i2srf_kd.jobs.slurm_job CONTROL_FOLDER
 
 The folder holds ``job.json`` (written by the submission); the exit code goes into ``<index>.code`` beside it, because
-not every cluster keeps an accounting that could be asked for it. A job that saved its state is queued again.
+not every cluster keeps an accounting that could be asked for it. A job that saved its state is queued again, and so is
+one that is asked to save before its time limit while something else than a training runs in it, such as the scoring in
+a run of a grid.
 """
 
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from i2srf_kd.files import write_text
 from i2srf_kd.jobs import local
 from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, Resources
 from i2srf_kd.jobs.report import say
+from i2srf_kd.jobs.slurm_config import TRAINING
 
 #: In the control folder: a job that ends with "run again" is not to be queued again.
 STOP = "stop"
@@ -50,6 +54,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     code = 1
     try:
         code = local.run(array)[0].code or 0
+        if array.kind == TRAINING and code == 128 + signal.SIGUSR1:
+            code = EXIT_RUN_AGAIN
     finally:
         write_text(target, f"{code}\n")
     if code == EXIT_RUN_AGAIN and job["requeue"] and not (folder / STOP).exists():

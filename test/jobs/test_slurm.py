@@ -110,7 +110,23 @@ def test_array_runs_and_its_script_says_what_was_asked_for(stand_in: Path, monke
     assert {"--partition=cpu", '--account="lab 1"', "--mem=4G", "--time=1:00:00", "--exclude=node7"} <= {*lines}
     configure(default={"max_jobs": 1})
     assert main(words) == 0 and "--array=1-3%1\n" in script("x")
-    assert "--signal=B:USR1@120" in lines and "--requeue" in lines and not any("gpu" in line for line in lines)
+    assert "--requeue" in lines and not any("gpu" in line for line in lines)
+
+
+def test_only_trainings_are_asked_to_save_before_their_time_limit(stand_in: Path) -> None:
+    configure(default={"signal_seconds": 60, "time": "1:00:00"})
+    for kind in ("data", "train", "decode", "score", ""):
+        assert main(["--backend", "slurm", "--kind", kind, "logs/x.log", "true"]) == 0
+        assert ("--signal=B:USR1@60\n" in script("x")) == (kind == "train")
+
+
+def test_a_step_that_cannot_save_is_queued_again_where_trainings_are(stand_in: Path) -> None:
+    for kind, code in (("train", 75), ("score", 138)):
+        words = ["--backend", "slurm", "--kind", kind, "logs/x.log", "bash", "-c", "kill -s USR1 $$"]
+        assert main(words) == code
+        queued = "scontrol --oneliner show job 42" in (stand_in / "calls").read_text()
+        assert queued == (kind == "train")
+        (stand_in / "calls").unlink()
 
 
 def test_failed_element_is_named_with_its_log_and_its_exit_code(stand_in: Path, capfd: Any) -> None:
