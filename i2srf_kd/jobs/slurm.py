@@ -158,6 +158,27 @@ def _quoted(option: str) -> str:
     return f"{name}={chr(34)}{value}{chr(34)}" if equals and re.search(r"[^\w.,:/%@+\-=]", value) else option
 
 
+class _Patience:
+    """Waits between two questions to a controller that does not answer, ever longer and not for ever."""
+
+    def __init__(self) -> None:
+        self.end = time.monotonic() + _SUBMIT_SECONDS
+        self.seconds = _FIRST_POLL_SECONDS
+
+    def wait(self, error: ControllerAway) -> None:
+        """Wait for a while.
+
+        Raises:
+            UserError: it has been away for too long.
+        """
+        if self.seconds == _FIRST_POLL_SECONDS:
+            say(f"warning: Slurm's controller does not answer ({error}); asking again")
+        if time.monotonic() > self.end:
+            raise UserError(f"Slurm's controller does not answer: {error}") from None
+        time.sleep(self.seconds)
+        self.seconds = min(2 * self.seconds, 30.0)
+
+
 def submit(script: Path, comment: str) -> str:
     """Submit a script and return the id of the job.
 
@@ -167,18 +188,12 @@ def submit(script: Path, comment: str) -> str:
     Raises:
         UserError: the job is refused, or the controller stays away.
     """
-    end = time.monotonic() + _SUBMIT_SECONDS
-    wait = _FIRST_POLL_SECONDS
+    patience = _Patience()
     while True:
         try:
             return call(["sbatch", "--parsable", str(script)]).strip().split(";")[0]
         except ControllerAway as error:
-            if wait == _FIRST_POLL_SECONDS:
-                say(f"warning: Slurm's controller does not answer ({error}); asking again")
-            if time.monotonic() > end:
-                raise UserError(f"Slurm's controller does not answer: {error}") from None
-        time.sleep(wait)
-        wait = min(2 * wait, 30.0)
+            patience.wait(error)
         try:
             listing = call(["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%F|%k"])
         except ControllerAway:
@@ -306,12 +321,21 @@ class _SlurmRun:
         return self.job
 
     def _check_not_queued(self) -> None:
-        """Refuse to run the same work twice at a time, as after a terminal that died."""
+        """Refuse to run the same work twice at a time, as after a terminal that died.
+
+        A controller that does not answer is asked again: submitting removes the only record of the job before.
+        """
         try:
             before = (self.folder / JOB_ID).read_text(encoding="utf-8").strip()
-            entries = look_up(before)
-        except (FileNotFoundError, ControllerAway):
+        except FileNotFoundError:
             return
+        patience = _Patience()
+        while True:
+            try:
+                entries = look_up(before)
+                break
+            except ControllerAway as error:
+                patience.wait(error)
         active = sorted({entry.state.lower() for entry in entries.values() if entry.state not in _ENDED})
         if active:
             raise UserError(

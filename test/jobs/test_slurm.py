@@ -181,6 +181,23 @@ def test_a_job_that_is_still_queued_is_not_submitted_again(stand_in: Path) -> No
         main(words)
 
 
+def test_a_controller_that_is_away_does_not_hide_a_job_that_is_queued(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--backend", "slurm", "--detach", "logs/x.log", "true"]
+    assert main(words) == 0
+    (stand_in / "state").write_text("RUNNING")
+    (stand_in / "squeue.away").write_text("1")
+    with pytest.raises(UserError, match="still running: wait for Slurm job 42"):
+        main(words)
+    (stand_in / "squeue.away").write_text("99")
+    monkeypatch.setattr("i2srf_kd.jobs.slurm._SUBMIT_SECONDS", 0.0)
+    with pytest.raises(UserError, match="controller does not answer"):
+        main(words)
+    assert (stand_in / "calls").read_text().count("sbatch --parsable") == 1
+    assert Path("logs/x.slurm/job.id").read_text() == "42\n"
+
+
 def test_dependent_job(stand_in: Path) -> None:
     assert main(["--backend", "slurm", "--detach", "--after", "7", "logs/x.log", "true"]) == 0
     assert "#SBATCH --dependency=afterok:7\n#SBATCH --kill-on-invalid-dep=yes\n" in script("x")
