@@ -118,15 +118,16 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
     samples, clipped = _checked_samples(path, wave, Path(path).suffix[1:], subtype)
     try:
         with atomic_path(path) as temporary:
-            soundfile.write(temporary, samples, fs, subtype=subtype)
+            try:
+                soundfile.write(temporary, samples, fs, subtype=subtype)
+            except (soundfile.LibsndfileError, AssertionError) as error:
+                # soundfile asserts that all samples were written; on a full disk they are not
+                raise write_failure(temporary, path, f"is the disk full? {error}") from None
             check_written(temporary, len(samples), path)
     except UserError:  # it is a ValueError
         raise
     except OSError as error:
         raise cannot_write(path, error) from None
-    except (soundfile.LibsndfileError, AssertionError) as error:
-        # soundfile asserts that all samples were written; on a full disk they are not
-        raise disk_full(path, f"is the disk full? {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be written as {subtype} at {fs} Hz ({error})") from None
     return clipped
@@ -247,6 +248,23 @@ def _check_finite(wave: np.ndarray, path: PathLike, start: int = 0) -> None:
     if np.issubdtype(wave.dtype, np.floating) and not np.isfinite(wave).all():
         first = int(np.argwhere(~np.isfinite(wave))[0][0]) + start
         raise UserError(f"{path}: NaN or infinite values, the first at sample {first}")
+
+
+def write_failure(temporary: PathLike, path: PathLike, reason: str) -> UserError:
+    """The error of a file that libsndfile could not write.
+
+    libsndfile calls everything a system error, so the system is asked whether it is the folder that forbids writing.
+
+    Args:
+        temporary: what could not be written.
+        path: what it was to become, which the message names.
+        reason: what to say where the folder may be written to.
+    """
+    try:
+        open(temporary, "ab").close()
+    except OSError as error:
+        return cannot_write(path, error)
+    return disk_full(path, reason)
 
 
 def check_written(temporary: PathLike, frames: int, path: PathLike) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional
 import numpy as np
 import soundfile
 
-from i2srf_kd.audio.io import SYSTEM_ERROR, as_samples, check_written, count_clipped, probe
+from i2srf_kd.audio.io import SYSTEM_ERROR, as_samples, check_written, count_clipped, probe, write_failure
 from i2srf_kd.errors import UserError, cannot_write, disk_full
 from i2srf_kd.files import PathLike, atomic_path
 
@@ -200,7 +200,7 @@ class BlockWriter:
             return soundfile.SoundFile(temporary, "w", fs, self.channels, self.subtype, endian, container)
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             if getattr(error, "code", None) == SYSTEM_ERROR:
-                raise disk_full(self.path, "is the disk full?") from None
+                raise write_failure(temporary, self.path, "is the disk full?") from None
             raise UserError(
                 f"{self.like}: {container} with {self.subtype}, {self.channels} channels and {fs} Hz cannot be written "
                 f"({error}); convert it to wav first"

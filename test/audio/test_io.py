@@ -171,6 +171,11 @@ def test_disk_that_fills_up_while_writing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_write_protected_folder_is_not_taken_for_a_full_disk(protected_folder):
+    with pytest.raises(UserError, match="cannot write .*x.wav: Permission denied; mend that"):
+        write_audio(protected_folder / "x.wav", tone(), FS)
+
+
 def test_formats_that_cannot_be_written(tmp_path):
     write_audio(tmp_path / "x.wav", np.zeros((10, 16)), FS)
     assert probe(tmp_path / "x.wav").channels == 16

@@ -164,6 +164,13 @@ def test_a_file_that_lost_its_end_gets_no_name(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["like.ogg"]
 
 
+def test_a_write_protected_folder_is_not_taken_for_a_full_disk(protected_folder):
+    soundfile.write(protected_folder.parent / "like.wav", noise(3000), 16000)
+    with pytest.raises(UserError, match="cannot write .*x.wav: Permission denied; mend that"):
+        with BlockWriter(protected_folder / "x.wav", protected_folder.parent / "like.wav", 1):
+            pass
+
+
 def test_disk_that_is_full_from_the_beginning(tmp_path):
     resource = pytest.importorskip("resource")
     soundfile.write(tmp_path / "like.wav", noise(3000), 16000)
