@@ -5,6 +5,7 @@ ESPnet resumes with whatever options it is given and rewrites ``config.yaml`` be
 """
 
 import argparse
+import errno
 import fcntl
 import logging
 import os
@@ -195,9 +196,29 @@ def move_aside(output_dir: Path) -> Path:
     # A pipeline keeps others from the folder by its name, not only from what is now elsewhere.
     for lock in target.glob(".done_*.lock"):
         output_dir.mkdir(exist_ok=True)
-        lock.rename(output_dir / lock.name)
+        try:
+            lock.rename(output_dir / lock.name)
+        except OSError as error:  # the folder was a link to one on another file system
+            if error.errno != errno.EXDEV:
+                raise
+            _lock_in_its_place(lock, output_dir / lock.name)
     logging.warning(f"--overwrite true: the old {output_dir} is now {target}")
     return target
+
+
+def _lock_in_its_place(old: Path, new: Path) -> None:
+    """Hold a lock that the pipeline cannot hold by that name any more, until this process ends."""
+    file = new.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # somebody came in between, or there are no locks here
+        file.close()
+        logging.warning(f"{new} cannot be locked ({error.strerror}): make sure that only one run works there")
+    else:
+        file.write(old.read_text(encoding="utf-8"))
+        file.flush()
+        _held_locks.append(file)
+    old.unlink()
 
 
 def check_same_options(args: argparse.Namespace, output_dir: Path, ignore: Iterable[str] = ()) -> None:

@@ -1,12 +1,14 @@
 """A folder belongs to one process and to one set of options."""
 
 import argparse
+import errno
 import fcntl
 import multiprocessing
 import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -127,6 +129,26 @@ def test_the_lock_of_a_pipeline_stays_with_the_name_of_the_folder(experiment):
         (backup,) = experiment.parent.glob("exp.bak-*")
         assert not list(backup.glob(".done_*"))
         assert os.path.sameopenfile(lock.fileno(), os.open(experiment / ".done_train.lock", os.O_RDONLY))
+
+
+def test_overwrite_where_the_folder_is_a_link_to_another_file_system(experiment, monkeypatch):
+    elsewhere = experiment.rename(experiment.with_name("elsewhere"))
+    experiment.symlink_to(elsewhere)
+    rename = Path.rename
+
+    def rename_within_a_file_system(path, target):
+        if path.suffix == ".lock":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_within_a_file_system)
+    (experiment / ".done_train.lock").write_text("process 1\n")
+    run_guard.guard_experiment(options(overwrite=True), experiment)
+    assert not experiment.is_symlink() and (elsewhere / "checkpoint.pth").exists()
+    with (experiment / ".done_train.lock").open("r+") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (experiment / ".done_train.lock").read_text() == "process 1\n"
+    assert not list(elsewhere.glob(".done_*"))
 
 
 def test_overwrite_goes_on_with_an_interrupted_run(experiment):
