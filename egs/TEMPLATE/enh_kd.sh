@@ -293,7 +293,8 @@ train_model() {
     run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" "${train_resources[@]}" \
         "${logdir}/train_${name}.log" "${command[@]}" "$@" || status=$?
     if ((status == 75)); then
-        log "saved; run the same command again$([[ "${force}" == false ]] || echo " without --force") to continue"
+        log "saved; run the same command again to continue$([[ "${force}" == false ]] ||
+            echo " (without --force, or what was finished before this training is made anew too)")"
     fi
     ((status == 0)) || exit "${status}"
 }

@@ -52,6 +52,7 @@ HARMLESS = frozenset(
     """.split()
 )
 
+_ANEW = "--overwrite true (run.sh: --force true)"
 _held_locks: List[TextIO] = []  # a lock lives as long as its file object
 
 
@@ -103,7 +104,10 @@ def guard_experiment(args: argparse.Namespace, output_dir: Any, rank0: bool = Tr
     overwrite = getattr(args, "overwrite", False)
     if overwrite and has_run(output_dir) and not _begun_by_this_job(output_dir):
         if (output_dir / INTERRUPTED).exists() and not option_changes(args, output_dir, ignore)[0]:
-            logging.warning(f"{output_dir} was interrupted: it is resumed in spite of --overwrite true")
+            logging.warning(
+                f"{output_dir} was interrupted: it is resumed in spite of --overwrite true; "
+                "remove the folder to start anew"
+            )
         else:
             move_aside(output_dir)
             lock_experiment(output_dir)
@@ -233,7 +237,8 @@ def check_same_options(args: argparse.Namespace, output_dir: Path, ignore: Itera
     if changed:
         raise UserError(
             f"{output_dir} holds a run with other options:\n  " + "\n  ".join(changed) + "\n"
-            "Use another --output_dir (pipeline: --tag), or --overwrite true to move that run aside and start anew"
+            "Use another --output_dir (run.sh: --teacher_tag, --student_tag, --baseline_tag), or "
+            f"{_ANEW} to move that run aside and start anew"
         )
 
 
@@ -276,9 +281,9 @@ def _read_config(path: Path) -> Optional[Dict[str, Any]]:
     except FileNotFoundError:
         return None
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({error}): repair it, or use --overwrite true") from None
+        raise UserError(f"cannot read {path} ({error}): repair it, or use {_ANEW}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no options: repair it, or use --overwrite true")
+        raise UserError(f"{path} holds no options: repair it, or use {_ANEW}")
     return _simple(config)
 
 

@@ -288,7 +288,8 @@ def test_force_repeats_one_stage_and_moves_models_aside(finished):
 def test_force_does_nothing_twice_when_slurm_queues_the_job_again(finished):
     words = ("--mini", "true", "--stage", "5", "--stop_stage", "5", "--force", "true")
     job = {"SLURM_JOB_ID": "42", "I2SRF_STAGE_JOB": "1"}
-    finished.run(*words, code=75, STUB_FAIL="train:student_kd=75", **job)
+    said = finished.run(*words, code=75, STUB_FAIL="train:student_kd=75", **job).stdout
+    assert "saved; run the same command again to continue (without --force, or what was finished" in said
     assert [option(a, "--output_dir") for _, a, _ in finished.calls()] == ["mini/exp/student", "mini/exp/student_kd"]
     finished.run(*words, SLURM_RESTART_COUNT="1", **job)  # the student's old record does not stop it
     calls = finished.calls()

@@ -55,6 +55,9 @@ def test_changed_options_are_listed_with_old_and_new(experiment):
     assert "--criterions[1].wrapper_conf.weight: 0.5 -> 0.7" in message
     assert "--optim_conf.lr: 0.001 -> 0.01" in message
     assert "betas" not in message and "--overwrite true" in message and "--output_dir" in message
+    pipeline = (Path(__file__).resolve().parents[2] / "egs/TEMPLATE/enh_kd.sh").read_text()
+    named = re.findall(r"run\.sh: ([^)]*)\)", message)
+    assert len(named) == 2 and all(f"\n{name}=" in pipeline for name in re.findall(r"--(\w+)", " ".join(named)))
 
 
 def test_harmless_changes_are_reported_only(experiment, caplog):
@@ -151,9 +154,10 @@ def test_overwrite_where_the_folder_is_a_link_to_another_file_system(experiment,
     assert not list(elsewhere.glob(".done_*"))
 
 
-def test_overwrite_goes_on_with_an_interrupted_run(experiment):
+def test_overwrite_goes_on_with_an_interrupted_run(experiment, caplog):
     run_guard.mark_interrupted(experiment)
     run_guard.guard_experiment(options(overwrite=True), experiment)
+    assert "remove the folder to start anew" in caplog.text
     assert (experiment / "checkpoint.pth").exists()
     assert not (experiment / run_guard.INTERRUPTED).exists()
     run_guard.mark_interrupted(experiment)
