@@ -175,6 +175,8 @@ rawdir="${dumpdir}/raw"
 statsdir="${expdir}/stats"
 : "${logdir:=${expdir}/logs}"
 teacher_dir="${teacher_exp:-${expdir}/${teacher_tag}}"
+I2SRF_MODELS="$(printf '%s\n' "${teacher_tag##*/}" "${student_tag##*/}" "${baseline_tag##*/}")"
+export I2SRF_MODELS # so that a section of conf/slurm.yaml for one of them is known
 module() { module_command=("${python}" -m "i2srf_kd.bin.$1"); }
 run_jobs=("${python}" -m i2srf_kd.bin.run_jobs)
 

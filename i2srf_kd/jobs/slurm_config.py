@@ -4,13 +4,14 @@
 
     default: {partition: gpu, account: my_project}      # all jobs
     train: {time: "48:00:00", gpu_type: a100}           # a kind of work: data, train, decode, score
-    student_kd: {time: "12:00:00"}                      # one job by its name
+    student_kd: {time: "12:00:00"}                      # one job by its name; with --submit a stage: student
 
-The later wins: ``default``, options of ``run_jobs`` (from ``cmd.sh``), kind, name.
+The later wins: options of ``run_jobs`` (from ``cmd.sh``), ``default``, kind, name.
 """
 
 import difflib
 import os
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -19,11 +20,19 @@ import yaml
 
 from i2srf_kd.errors import UserError
 from i2srf_kd.jobs.array import JobArray
+from i2srf_kd.jobs.report import say
 
 #: Names another file than ``conf/slurm.yaml`` of the current folder, which may be absent.
 VARIABLE = "I2SRF_SLURM_CONFIG"
 #: The kind of work that is asked to save before its time limit: it is a training, or holds trainings.
 TRAINING = "train"
+#: Names of the models that the pipeline trains, one a line: each is the name of a job.
+MODELS = "I2SRF_MODELS"
+
+_KINDS = ("data", TRAINING, "decode", "score")
+_STAGES = ("data", "format", "statistics", "teacher", "student", "results", "export")  # jobs of --submit
+_JOBS = ("statistics", "teacher", "student", "student_kd", "examples", "results", "export")
+_NAMED_JOBS = re.compile(r"(format|enhance|score|ablation) .+")  # after a set, or a grid
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,30 @@ def slurm_options(array: JobArray) -> SlurmOptions:
         UserError: the file cannot be read or holds something unknown.
     """
     sections = _read_sections()
+    _warn_of_others(sections, array)
     needs = array.resources
-    values = _section(sections, "default")
+    values: Dict[str, Any] = {}
     values.update({name: value for name, value in (("mem", needs.mem), ("time", needs.time)) if value is not None})
-    values.update(_section(sections, array.kind))
-    values.update(_section(sections, array.name))
+    for section in ("default", array.kind, array.name):
+        values.update(_section(sections, section))
     return SlurmOptions(**values)
+
+
+def _warn_of_others(sections: Dict[str, Any], array: JobArray) -> None:
+    """Name the sections that no job reads, such as misspelt ones."""
+    if array.after is not None:
+        return  # said with the first of these jobs
+    jobs = _STAGES if array.detach else (*_JOBS, *os.environ.get(MODELS, "").splitlines())
+    for section, content in sections.items():
+        name = str(section)
+        known = name in ("default", *_KINDS, *jobs, array.kind, array.name) or _NAMED_JOBS.fullmatch(name)
+        if content and not known:
+            close = difflib.get_close_matches(name, ["default", *_KINDS, *jobs], 1)
+            say(
+                f"warning: {_path()}: section {name} has no effect"
+                f"{', did you mean ' + close[0] + '?' if close else ''} "
+                f"(kinds of work: {', '.join(_KINDS)}; jobs: {', '.join(dict.fromkeys(jobs))})"
+            )
 
 
 def _path() -> Path:

@@ -313,6 +313,12 @@ def test_missing_prerequisite_names_the_earlier_stage(recipe, stage, needed):
     assert recipe.calls() == []
 
 
+def test_jobs_know_the_names_of_all_models(recipe):
+    (recipe.folder / "local/data.sh").write_text('printf "%s" "${I2SRF_MODELS}" >models\n')
+    recipe.run("--stage", "1", "--stop_stage", "1", "--student_tag", "a/kd 7")
+    assert (recipe.folder / "models").read_text().splitlines() == ["teacher", "kd 7", "student"]
+
+
 def test_trained_teacher_skips_stage_4(recipe):
     (recipe.folder / "elsewhere").mkdir()
     (recipe.folder / "elsewhere" / "config.yaml").write_text("x")

@@ -19,7 +19,7 @@ from i2srf_kd.errors import UserError
 from i2srf_kd.jobs import JobArray, Resources
 from i2srf_kd.jobs.ranks import rank_environment, step_command
 from i2srf_kd.jobs.slurm import ranges
-from i2srf_kd.jobs.slurm_config import slurm_options
+from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -237,6 +237,43 @@ def test_wrong_configuration_is_refused(stand_in: Path, sections: Dict[str, Any]
     configure(**sections)
     with pytest.raises(UserError, match=message):
         slurm_options(JobArray(["true"], "x.log", kind="train"))
+
+
+def test_default_wins_over_the_command_and_loses_to_kind_and_name(stand_in: Path) -> None:
+    def options(**more: Any) -> SlurmOptions:
+        return slurm_options(JobArray(["true"], "x.log", resources=Resources(mem="4G", time="4:00:00"), **more))
+
+    configure(default={"mem": "9G", "time": "9:00:00"}, train={"mem": "8G"}, teacher={"time": "7:00:00"})
+    assert (options().mem, options().time) == ("9G", "9:00:00")
+    assert (options(kind="train", name="teacher").mem, options(kind="train", name="teacher").time) == ("8G", "7:00:00")
+    configure(default={"partition": "gpu"})
+    assert (options().mem, options().time) == ("4G", "4:00:00")
+
+
+def test_sections_that_no_job_reads_are_named(stand_in: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("I2SRF_MODELS", "teacher\nkd7\nstudent")
+    sections = ["default", "trian", "train", "kd7", "student_kd", "ablation paper", "format valid", "mine", "empty"]
+    configure(**{name: {} if name == "empty" else {"requeue": True} for name in sections})
+
+    def named(**more: Any) -> List[str]:
+        slurm_options(JobArray(["true"], "x.log", **more))
+        return re.findall(r"slurm.yaml: section (\S+) has no effect", capfd.readouterr().err)
+
+    assert named(name="mine") == ["trian"]
+    assert named(kind="mine") == ["trian"]
+    assert named(name="student", detach=True) == ["kd7", "mine", "student_kd", "trian"]
+    assert named(name="results", detach=True, after="7") == []
+    slurm_options(JobArray(["true"], "x.log"))
+    assert "trian has no effect, did you mean train? (kinds of work: data, train," in capfd.readouterr().err
+
+
+def test_the_configurations_in_the_manual_have_an_effect(stand_in: Path, capfd: Any) -> None:
+    texts = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/cluster.md").read_text(), re.DOTALL)
+    assert len(texts) == 3
+    for text in [*texts, (REPOSITORY / "egs/TEMPLATE/conf/slurm.yaml").read_text()]:
+        configure(**yaml.safe_load(text))
+        slurm_options(JobArray(["true"], "x.log", name="student", kind="train", detach=True))
+    assert capfd.readouterr().err == ""
 
 
 def test_refusal_of_slurm_is_shown(stand_in: Path) -> None:
