@@ -89,17 +89,15 @@ def writing(path: Union[str, "os.PathLike[str]"], needed_bytes: int = 0) -> Iter
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise disk_full(path, error.strerror, needed_bytes) from None
-        if error.errno in _FORBIDDEN:
-            raise cannot_write(path, error) from None
-        raise
+        if error.errno not in (*FULL, *_FORBIDDEN):
+            raise
+        raise cannot_write(path, error, needed_bytes) from None
 
 
-def cannot_write(path: Union[str, "os.PathLike[str]"], error: OSError) -> UserError:
-    """The error of a file that could not be written, for want of space or another reason."""
+def cannot_write(path: Union[str, "os.PathLike[str]"], error: OSError, needed_bytes: int = 0) -> UserError:
+    """The error of a file that could not be written, for want of space (see :func:`disk_full`) or another reason."""
     if error.errno in FULL:
-        return disk_full(path, error.strerror)
+        return disk_full(path, error.strerror, needed_bytes)
     return UserError(f"cannot write {path}: {error.strerror or error}; mend that and run the same command again")
 
 

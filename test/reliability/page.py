@@ -9,6 +9,8 @@ from reliability.trial import Outcome
 
 from i2srf_kd.files import write_text
 
+# Where the trials ran, and Python lies, is of no interest: paths begin with the last folder but one.
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+/[\w.+-]+)")
 BEGIN, END = "<!-- begin fault table -->", "<!-- end fault table -->"
 
 
@@ -45,6 +47,7 @@ def table(outcomes: Sequence[Outcome], record: Dict[str, Any]) -> str:
 
 def _cell(problems: List[str]) -> str:
     text = " ".join("; ".join(problems).split())
+    text = _FOLDERS.sub("", text)
     return (text[:200] + "..." if len(text) > 200 else text).replace("|", "\\|") or "none"
 
 
