@@ -74,6 +74,13 @@ def test_plan_covers_all_stages_and_is_repeatable() -> None:
     assert {stage for _, stage in pairs} == {1, 2, 3, 4, 5, 6}
 
 
+def test_table_tells_no_folders_of_the_machine() -> None:
+    problem = 'File "/home/me/lib/python3.11/json/decoder.py", line 3; 1/2 of exp/student/checkpoint.pth'
+    record = {"commands": [], "commit": "abc", "date": "today", "machine": "here"}
+    text = page.table([trial.Outcome("trainer", 4, "1 killed", "", True, [problem], 9.0)], record)
+    assert 'File "json/decoder.py", line 3; 1/2 of exp/student/checkpoint.pth' in text
+
+
 def test_table_replaces_the_one_before(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
     target.write_text(f"text\n{page.BEGIN}\nold\n{page.END}\nmore\n")
