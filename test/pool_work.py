@@ -5,7 +5,7 @@ import signal
 import time
 from typing import List, Tuple
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 started_with: List[str] = []
 

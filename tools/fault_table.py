@@ -28,8 +28,8 @@ from reliability import page, trial  # noqa: E402
 from reliability.faults import KINDS  # noqa: E402
 from reliability.workspace import Workspace  # noqa: E402
 
-from i2srf_kd.errors import UserError, run_command  # noqa: E402
-from i2srf_kd.files import write_text  # noqa: E402
+from i2srf_kd.system.errors import UserError, run_command  # noqa: E402
+from i2srf_kd.system.files import write_text  # noqa: E402
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -60,11 +60,11 @@ from i2srf_kd.ablation.cost import mean_cost, training_cost, training_environmen
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import write_text
 from i2srf_kd.metrics.bootstrap import CrossedBootstrap
-from i2srf_kd.reports.results import COLUMNS, System, environment, read_system
-from i2srf_kd.reports.scores import LEVEL, RESAMPLES, SEED
+from i2srf_kd.results.results import COLUMNS, System, environment, read_system
+from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import write_text
 
 FORMAT = 1
 METHOD = (

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.reports.plots import read_log
+from i2srf_kd.results.plots import read_log
+from i2srf_kd.system.errors import UserError
 
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
@@ -54,8 +54,8 @@ def _environment(start: Mapping[str, Any]) -> Tuple[Tuple[str, Any], ...]:
 
 def _parameters(experiment: Path) -> Dict[str, Optional[int]]:
     """Numbers in the weights: of the network, and of what only the training needs."""
-    from i2srf_kd.checkpoint import load_weights
-    from i2srf_kd.experiment import TRAINING_ONLY_PREFIX, Experiment
+    from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX, Experiment
+    from i2srf_kd.training.checkpoint import load_weights
 
     try:
         weights = load_weights(Experiment(experiment).weights())

@@ -28,8 +28,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 
 #: Options of the pipeline that the ablation sets itself, and why they cannot be given.
 RESERVED = {

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from i2srf_kd.reports.results import COLUMNS, Column
-from i2srf_kd.reports.training_plots import Estimate, forest_panels, save_png
+from i2srf_kd.results.results import COLUMNS, Column
+from i2srf_kd.results.training_plots import Estimate, forest_panels, save_png
 
 _SHOWN = ("pesq_wb", "csig", "covl", "stoi", "ssnr", "si_sdr")
 

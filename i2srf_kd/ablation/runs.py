@@ -17,10 +17,10 @@ import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.pipeline import Pipeline, last_lines, parse_option_words
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import write_text
 from i2srf_kd.jobs.call import call
-from i2srf_kd.locks import held, wait_for
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import write_text
+from i2srf_kd.system.locks import held, wait_for
 
 EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75
@@ -228,7 +228,7 @@ def carry_out(plan: Path, number: int) -> int:
 
 
 def _trainer_of(folder: Path) -> str:
-    """Who trains in the folder (see :func:`i2srf_kd.espnet.run_guard.lock_experiment`); empty when nobody does."""
+    """Who trains in the folder (see :func:`i2srf_kd.training.run_guard.lock_experiment`); empty when nobody does."""
     path = folder / ".lock"
     if not path.exists():
         return ""

@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from i2srf_kd.reports.results import COLUMNS, Column, cell_text, environment_lines, table_lines
+from i2srf_kd.results.results import COLUMNS, Column, cell_text, environment_lines, table_lines
 
 _INTERVAL = ("mean", "low", "high")
 

@@ -13,8 +13,8 @@ import os
 import re
 from typing import BinaryIO, Optional, Tuple
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 
 _PLACE = re.compile(r"(.+\.ark):(\d+)")
 _MARK = b"AUDIO"

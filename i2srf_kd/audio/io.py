@@ -12,9 +12,9 @@ import soundfile
 
 from i2srf_kd.audio.ark import open_entry, split_place
 from i2srf_kd.audio.resample import resample
-from i2srf_kd.errors import UserError, cannot_write, disk_full
-from i2srf_kd.files import PathLike, atomic_path
-from i2srf_kd.scratch import local_copy
+from i2srf_kd.system.errors import UserError, cannot_write, disk_full
+from i2srf_kd.system.files import PathLike, atomic_path
+from i2srf_kd.system.scratch import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class AudioInfo(NamedTuple):
 def audio_source(path: PathLike) -> Union[str, BinaryIO]:
     """What soundfile is to open for an audio file, named by its path or as an entry of an archive (``x.ark:9``).
 
-    Where the running job has a copy on its own machine (:mod:`i2srf_kd.scratch`), that is read.
+    Where the running job has a copy on its own machine (:mod:`i2srf_kd.system.scratch`), that is read.
 
     Raises:
         UserError: an archive is absent or damaged.

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 
 from i2srf_kd.audio.io import SYSTEM_ERROR, as_samples, check_written, count_clipped, probe, write_failure
-from i2srf_kd.errors import UserError, cannot_write, disk_full
-from i2srf_kd.files import PathLike, atomic_path
+from i2srf_kd.system.errors import UserError, cannot_write, disk_full
+from i2srf_kd.system.files import PathLike, atomic_path
 
 Process = Callable[[np.ndarray], np.ndarray]
 

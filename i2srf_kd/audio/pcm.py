@@ -6,7 +6,7 @@ from typing import Dict, Iterator
 import numpy as np
 
 from i2srf_kd.audio.io import as_samples
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 # Name of the format, as sox and ffmpeg users know it, to numpy's.
 PCM_FORMATS: Dict[str, str] = {"s16le": "<i2", "f32le": "<f4"}

@@ -6,7 +6,7 @@ from math import gcd
 
 import numpy as np
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def resampled_length(n_samples: int, fs_in: int, fs_out: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 try:
-    from i2srf_kd.errors import UserError
+    from i2srf_kd.system.errors import UserError
 except ImportError:  # the copy in an exported folder, where the package is not installed
     UserError = ValueError  # type: ignore[misc, assignment]
 

@@ -1,4 +1,4 @@
-"""Part ``curve``: what the flags of :mod:`i2srf_kd.speed` do to the loss of a training, step by step.
+"""Part ``curve``: what the flags of :mod:`i2srf_kd.training.speed` do to the loss of a training, step by step.
 
 Small networks learn one batch from the same first weights, once plainly and once with each flag. The row ``first
 weights moved by 1e-7`` is the plain training from weights that rounding could have given: nothing nearer can be asked

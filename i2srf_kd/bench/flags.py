@@ -1,4 +1,4 @@
-"""A whole training step under the flags of :mod:`i2srf_kd.speed`, for the parts ``step`` and ``curve``."""
+"""A whole training step under the flags of :mod:`i2srf_kd.training.speed`, for the parts ``step`` and ``curve``."""
 
 import copy
 from typing import Any, Dict, Mapping
@@ -7,7 +7,7 @@ import torch
 
 from i2srf_kd.bench.pair import Pair
 from i2srf_kd.distill import Side
-from i2srf_kd.speed import compile_regions, ordinary, parse_speed, speed_up_model, speed_up_network
+from i2srf_kd.training.speed import compile_regions, ordinary, parse_speed, speed_up_model, speed_up_network
 
 # Each alone; what a CPU can run. Compiled parts come on demand: compiling takes minutes.
 FLAGS: Dict[str, Mapping[str, Any]] = {

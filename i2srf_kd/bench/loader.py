@@ -23,8 +23,8 @@ from i2srf_kd.audio.io import audio_bytes
 from i2srf_kd.bench.measure import Turns, median_seconds, ratio
 from i2srf_kd.bench.reference import MISSING, load_reference
 from i2srf_kd.bench.report import Column, Report
+from i2srf_kd.corpora.noises import pink
 from i2srf_kd.data.chunks import training_batches
-from i2srf_kd.data.noises import pink
 
 FS = 16000
 FORMATS = ("wav", "flac", "wav.ark", "flac.ark")

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.memory import peak_resident_bytes, resident_bytes
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.memory import peak_resident_bytes, resident_bytes
 
 Work = Callable[[], Any]
 # As egs/TEMPLATE/enh_kd.sh sets them: freed memory is kept, instead of being given back and faulted in again.

@@ -17,8 +17,8 @@ import torch
 from i2srf_kd.bench.measure import Clock, Turns, Work, in_turns, median_seconds
 from i2srf_kd.bench.memory import memory_columns
 from i2srf_kd.bench.report import Column, Report
-from i2srf_kd.enhancer import Enhancer, load_enhancer, measure_complexity
-from i2srf_kd.errors import UserError
+from i2srf_kd.inference.enhancer import Enhancer, load_enhancer, measure_complexity
+from i2srf_kd.system.errors import UserError
 
 FS = 16000
 Recordings = List[Tuple[np.ndarray, int]]

@@ -18,8 +18,8 @@ import numpy as np
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.bench import peer_process
 from i2srf_kd.bench.measure import ALLOCATOR, RETURNING_ALLOCATOR
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, write_text
 
 LONGEST_DELAY = 0.1  # seconds
 _DONE = "installed.txt"

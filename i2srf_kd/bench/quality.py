@@ -17,13 +17,13 @@ from i2srf_kd.audio.io import read_audio
 from i2srf_kd.bench.measure import Clock, Turns, Work, in_turns, median_seconds, ratio
 from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.data.kaldi_dir import read_audio_table
-from i2srf_kd.enhancer import Enhancer, load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
+from i2srf_kd.inference.enhancer import Enhancer, load_enhancer
 from i2srf_kd.metrics.bootstrap import mean_with_interval, paired_difference
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask
+from i2srf_kd.system.errors import UserError
 
 METRICS = {"pesq_wb": "WB-PESQ", "stoi": "STOI", "si_sdr": "SI-SDR [dB]"}
 FORMS = {"pesq_wb": "{:.3f}", "stoi": "{:.4f}", "si_sdr": "{:.2f}"}

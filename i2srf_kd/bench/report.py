@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import torch
 
 from i2srf_kd import __version__
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.system.files import PathLike, write_text
 
 
 class Column(NamedTuple):

@@ -18,10 +18,10 @@ import torch
 from i2srf_kd.bench.measure import ALLOCATOR, ALLOCATORS, Clock, Work, usage_of
 from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.bin.enhance import OVERLAP_SECONDS, WINDOW_SECONDS, Job, Options, Windows, enhance_file
-from i2srf_kd.enhancer import Enhancer, WaveformDPDCRN
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.onnx import export_onnx, missing_packages
+from i2srf_kd.inference.enhancer import Enhancer, WaveformDPDCRN
 from i2srf_kd.nets import PRESETS, build_dpdcrn
+from i2srf_kd.system.errors import UserError
 
 FS = 16000
 # An hour in steps that take no memory themselves.

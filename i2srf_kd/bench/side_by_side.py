@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from i2srf_kd.bench.report import Column
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
-from i2srf_kd.reports import results
+from i2srf_kd.results import results
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 
 SCORES = ("pesq_wb", "stoi", "si_sdr")
 _COST = (
@@ -67,7 +67,7 @@ def rows_of(content: Mapping[str, Any], costs: Mapping[str, Cost]) -> List[Dict[
     """One row per system: the mixture, what was scored, then what has a cost alone.
 
     Args:
-        content: of :func:`i2srf_kd.reports.results.build`.
+        content: of :func:`i2srf_kd.results.results.build`.
         costs: by system.
     """
     scored = [{"name": s["name"], "metrics": s["metrics"], **_of(costs, s["name"])} for s in content["systems"]]

@@ -2,7 +2,7 @@
 
 The plain step is the naive network, the naive loss and an optimiser that goes through the parameters one by one, all
 in float32; the teacher of the plain step runs without gradient. The whole step is measured as one, with the default
-options of I2SRF-TFCKD, without and with the flags of :mod:`i2srf_kd.speed`.
+options of I2SRF-TFCKD, without and with the flags of :mod:`i2srf_kd.training.speed`.
 """
 
 import argparse

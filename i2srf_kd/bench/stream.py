@@ -17,11 +17,11 @@ import torch
 
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.bench.report import Column, Report
-from i2srf_kd.enhancer import WaveformDPDCRN
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.onnx import export_stream_onnx, missing_packages
+from i2srf_kd.inference.enhancer import WaveformDPDCRN
+from i2srf_kd.inference.stream import StreamingEnhancer
 from i2srf_kd.nets import PRESETS, build_dpdcrn
-from i2srf_kd.streaming_enhancer import StreamingEnhancer
+from i2srf_kd.system.errors import UserError
 
 CAUSAL_PRESETS = [name for name, options in PRESETS.items() if options.get("causal")]
 

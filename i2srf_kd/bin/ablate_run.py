@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.ablation.runs import carry_out
-from i2srf_kd.errors import run_command
+from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ from i2srf_kd.bench.measure import (
     restart_with_allocator_settings,
     usage_here,
 )
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.system.errors import UserError, run_command
 
 PARTS: Dict[str, Any] = {
     "loss": loss, "step": step, "curve": curve, "loader": loader, "infer": infer, "quality": quality,

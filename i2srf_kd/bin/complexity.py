@@ -12,10 +12,10 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from i2srf_kd.errors import UserError, run_command
 from i2srf_kd.metrics.complexity import macs_per_second
 from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
 from i2srf_kd.nets.front import FRONTS, build_front
+from i2srf_kd.system.errors import UserError, run_command
 
 FS = 16000
 

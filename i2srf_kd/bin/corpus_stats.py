@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.data.corpus_report import write_statistics
-from i2srf_kd.errors import run_command
+from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

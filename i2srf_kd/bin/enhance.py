@@ -34,12 +34,12 @@ from i2srf_kd.audio.io import probe
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks
 from i2srf_kd.audio.pcm import PCM_FORMATS, read_pcm, write_pcm
 from i2srf_kd.audio.spectral_stream import SpectralStream
-from i2srf_kd.errors import UserError, run_command
 from i2srf_kd.export.runtimes import RUNTIMES, STREAM, onnx_file
-from i2srf_kd.progress import progress
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.progress import progress
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help and wrong calls need not wait for it
-    from i2srf_kd.enhancer import Enhancer
+    from i2srf_kd.inference.enhancer import Enhancer
 
 # Suffixes of libsndfile's formats, without RAW, which needs a description of its content, and with other spellings.
 _AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
@@ -124,7 +124,7 @@ class Windows:
 
     def __call__(self, blocks: Iterator[np.ndarray], fs: int) -> Iterator[np.ndarray]:
         """Enhance blocks ``(samples, channels)`` of one recording."""
-        from i2srf_kd.enhancer import window_in_samples
+        from i2srf_kd.inference.enhancer import window_in_samples
 
         return overlap_add_blocks(blocks, partial(self._process, fs), *window_in_samples(*self._seconds, fs))
 
@@ -246,7 +246,7 @@ def stream_opener(
     """How to open streams of a model.
 
     Args:
-        model: as for :func:`i2srf_kd.enhancer.load_enhancer`.
+        model: as for :func:`i2srf_kd.inference.enhancer.load_enhancer`.
         runtime: see :func:`i2srf_kd.export.runtimes.onnx_file`.
         weights: name of a file of weights.
         num_threads: CPU threads.
@@ -259,7 +259,7 @@ def stream_opener(
         from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
 
         return lambda streams: OnnxStreamingEnhancer(file, streams, num_threads)
-    from i2srf_kd.enhancer import load_enhancer
+    from i2srf_kd.inference.enhancer import load_enhancer
 
     return load_enhancer(model, device, weights).stream
 
@@ -363,7 +363,7 @@ def _method(args: argparse.Namespace) -> Method:
         return Streams(opener)
     import torch
 
-    from i2srf_kd.enhancer import load_enhancer, window_in_samples
+    from i2srf_kd.inference.enhancer import load_enhancer, window_in_samples
 
     window_in_samples(args.window_seconds, args.overlap_seconds, 16000)  # a wrong option is reported before any work
     if args.num_threads:

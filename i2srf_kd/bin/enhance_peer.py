@@ -17,8 +17,8 @@ from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.bench.peers import PEERS, enhance, environment_of, get_peer
 from i2srf_kd.bin.enhance_set import SCPS, read_mixtures
 from i2srf_kd.data.kaldi_dir import write_table
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import write_text
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import write_text
 
 
 def get_parser() -> argparse.ArgumentParser:

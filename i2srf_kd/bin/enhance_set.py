@@ -23,11 +23,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import Table, describe, parse_shard, read_audio_table, write_table
-from i2srf_kd.errors import DiskFull, UserError, run_command
 from i2srf_kd.export.runtimes import RUNTIMES
-from i2srf_kd.files import remove_temporaries, write_text
-from i2srf_kd.pool import process_map
-from i2srf_kd.progress import progress
+from i2srf_kd.system.errors import DiskFull, UserError, run_command
+from i2srf_kd.system.files import remove_temporaries, write_text
+from i2srf_kd.system.pool import process_map
+from i2srf_kd.system.progress import progress
 
 Record = Dict[str, Any]
 SCPS = ("spk1.scp", "wav.scp")
@@ -59,9 +59,9 @@ def read_mixtures(data_dir: str) -> Table:
 
 def fingerprint(options: Options) -> str:
     """Text that changes when the outputs could: weights, configuration and window."""
-    from i2srf_kd.experiment import CONFIG, Experiment, split_model_path
     from i2srf_kd.export.bundle import WEIGHTS, is_bundle
     from i2srf_kd.export.runtimes import INT8_ONNX, WHOLE, onnx_file
+    from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
 
     onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
     folder, name = split_model_path(options.model)
@@ -80,7 +80,7 @@ def _start_worker(options: Options) -> None:
     """Load the model once per process."""
     import torch
 
-    from i2srf_kd.enhancer import load_enhancer
+    from i2srf_kd.inference.enhancer import load_enhancer
 
     torch.set_num_threads(options.num_threads)
     _worker["enhancer"] = load_enhancer(options.model, options.device, options.model_file, options.runtime)
@@ -257,7 +257,7 @@ def write_complexity_beside(options: Options, out_dir: Path) -> None:
 
     That is the experiment's where the pipeline enhances; a model from elsewhere is read and never written to.
     """
-    from i2srf_kd.enhancer import write_complexity
+    from i2srf_kd.inference.enhancer import write_complexity
 
     write_complexity(options.model, Path(os.path.abspath(out_dir)).parent)
 
@@ -315,7 +315,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     table = read_mixtures(args.data_dir)
     options = Options(args.model, args.model_file, args.device, args.max_window_seconds, args.num_threads, args.runtime)
 
-    from i2srf_kd.enhancer import check_device
+    from i2srf_kd.inference.enhancer import check_device
 
     check_device(args.device)
     if not args.collect:

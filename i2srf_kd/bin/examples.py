@@ -13,10 +13,10 @@ import numpy as np
 
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import DataDir, read_table
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import remove_temporaries
-from i2srf_kd.progress import progress
-from i2srf_kd.reports.plots import spectrogram_grid
+from i2srf_kd.results.plots import spectrogram_grid
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import remove_temporaries
+from i2srf_kd.system.progress import progress
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.system.errors import UserError, run_command
 
 CALIBRATION_SECONDS = 10.0
 """Of an utterance, its beginning."""
@@ -63,10 +63,10 @@ def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    from i2srf_kd.experiment import Experiment, split_model_path
     from i2srf_kd.export.bundle import export_bundle, is_bundle
     from i2srf_kd.export.onnx import missing_packages
-    from i2srf_kd.files import write_text
+    from i2srf_kd.inference.experiment import Experiment, split_model_path
+    from i2srf_kd.system.files import write_text
 
     folder, name = split_model_path(args.experiment)
     if is_bundle(folder):

@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 from i2srf_kd.data.formatting import AUDIO_FORMATS, FormatOptions, collect, format_data, format_shard
 from i2srf_kd.data.kaldi_dir import parse_shard
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -27,11 +27,11 @@ from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.distill import DistillMethod, Side, build_method, layout_of, method_class, method_names
 from i2srf_kd.distill.user_modules import absolute_entries, import_modules
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.experiment import Experiment
+from i2srf_kd.inference.experiment import Experiment
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.metrics.complexity import count_parameters
 from i2srf_kd.nets import DPDCRN, PRESETS, STFT, build_dpdcrn
+from i2srf_kd.system.errors import UserError, run_command
 
 FS = 16000
 

@@ -9,9 +9,9 @@ options is kept.
 import argparse
 from typing import Optional, Sequence
 
-from i2srf_kd.data.simulated_corpus import simulate_mini_corpus
-from i2srf_kd.data.synthesis import MiniCorpusOptions, generate_mini_corpus
-from i2srf_kd.errors import run_command
+from i2srf_kd.corpora.simulated_corpus import simulate_mini_corpus
+from i2srf_kd.corpora.synthesis import MiniCorpusOptions, generate_mini_corpus
+from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import write_text
-from i2srf_kd.reports.media import AUDIO_FORMATS
-from i2srf_kd.reports.page import Options, render
-from i2srf_kd.reports.study import read_study
-from i2srf_kd.reports.study_figures import all_pictures
-from i2srf_kd.reports.training_plots import save_png
+from i2srf_kd.results.media import AUDIO_FORMATS
+from i2srf_kd.results.page import Options, render
+from i2srf_kd.results.study import read_study
+from i2srf_kd.results.study_figures import all_pictures
+from i2srf_kd.results.training_plots import save_png
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import write_text
 
 
 def get_parser() -> argparse.ArgumentParser:

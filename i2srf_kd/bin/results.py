@@ -18,9 +18,9 @@ import json
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import remove_temporaries, write_text
-from i2srf_kd.reports import results
+from i2srf_kd.results import results
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import remove_temporaries, write_text
 
 
 def parse_system(text: str) -> Tuple[str, str, Optional[str]]:

@@ -9,12 +9,12 @@ import argparse
 import sys
 from typing import List, Optional, Sequence
 
-from i2srf_kd.errors import UserError, run_command
 from i2srf_kd.jobs import BACKENDS, JobArray, JobResult, Resources, get_backend
 from i2srf_kd.jobs.array import final_code, parse_range
 from i2srf_kd.jobs.finished import Finished
 from i2srf_kd.jobs.registry import Backend
 from i2srf_kd.jobs.report import say
+from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

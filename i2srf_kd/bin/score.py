@@ -23,13 +23,13 @@ import numpy as np
 
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import describe, parse_shard, read_audio_table
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import PathLike, remove_temporaries, write_text
 from i2srf_kd.metrics import asr, dnsmos
 from i2srf_kd.metrics.utterance import DEFAULT, align_lengths, score_utterance
-from i2srf_kd.pool import process_map
-from i2srf_kd.progress import progress
-from i2srf_kd.reports.scores import read_csv, summarise, write_csv
+from i2srf_kd.results.scores import read_csv, summarise, write_csv
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import PathLike, remove_temporaries, write_text
+from i2srf_kd.system.pool import process_map
+from i2srf_kd.system.progress import progress
 
 _RECOGNISED_TOGETHER = 64  # pairs in memory at a time
 

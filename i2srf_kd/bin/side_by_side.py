@@ -15,9 +15,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from i2srf_kd.bench import side_by_side
 from i2srf_kd.bin.results import read_system
-from i2srf_kd.errors import UserError, run_command
-from i2srf_kd.files import write_text
-from i2srf_kd.reports import results
+from i2srf_kd.results import results
+from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.files import write_text
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ continued. Needs the package pyroomacoustics.
 import argparse
 from typing import Any, Dict, Optional, Sequence
 
-from i2srf_kd.data.simulated_corpus import RoomOptions, simulate_corpus
-from i2srf_kd.errors import run_command
+from i2srf_kd.corpora.simulated_corpus import RoomOptions, simulate_corpus
+from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -22,9 +22,9 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import yaml
 
-from i2srf_kd.errors import run_command
 from i2srf_kd.jobs.report import clock
 from i2srf_kd.jobs.slurm import JOB_ID
+from i2srf_kd.system.errors import run_command
 
 _STEP = re.compile(r"epoch (\d+) (train|valid): (\d+)/(\d+) batch")
 _WORK = re.compile(r": (\d+)/(\d+) (\w+) \(")

@@ -12,8 +12,8 @@ import sys
 from types import FrameType
 from typing import Optional, Sequence
 
-from i2srf_kd.errors import run_command
 from i2srf_kd.jobs import EXIT_RUN_AGAIN
+from i2srf_kd.system.errors import run_command
 
 
 def _leave(number: int, frame: Optional[FrameType]) -> None:

@@ -1,1 +1,1 @@
-"""Corpora: Kaldi data folders, downloads, formatting, reports, synthetic audio and training chunks."""
+"""Kaldi data folders, formatting, reports, training chunks and their augmentation."""

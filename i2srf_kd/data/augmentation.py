@@ -30,7 +30,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
 import numpy as np
 
 from i2srf_kd.audio import ambisonics
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 MIXTURE = "speech_mix"
 ANY_ANGLE = "any_angle"

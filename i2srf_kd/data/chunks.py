@@ -13,7 +13,7 @@ from typing import List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 class Chunk(NamedTuple):

@@ -16,10 +16,10 @@ import numpy as np
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.audio.level import active_frames, to_db
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems, write_table
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, atomic_path, remove_temporaries, write_text
-from i2srf_kd.pool import process_map
-from i2srf_kd.progress import progress
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, atomic_path, remove_temporaries, write_text
+from i2srf_kd.system.pool import process_map
+from i2srf_kd.system.progress import progress
 
 logger = logging.getLogger(__name__)
 

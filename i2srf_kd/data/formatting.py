@@ -22,10 +22,10 @@ from i2srf_kd.audio.ark import file_of, split_place, write_entry
 from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, audio_bytes, probe, read_audio, write_audio
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
-from i2srf_kd.errors import DiskFull, UserError, cannot_write
-from i2srf_kd.files import PathLike, atomic_path, remove_temporaries, write_text
-from i2srf_kd.pool import process_map
-from i2srf_kd.progress import progress
+from i2srf_kd.system.errors import DiskFull, UserError, cannot_write
+from i2srf_kd.system.files import PathLike, atomic_path, remove_temporaries, write_text
+from i2srf_kd.system.pool import process_map
+from i2srf_kd.system.progress import progress
 
 logger = logging.getLogger(__name__)
 

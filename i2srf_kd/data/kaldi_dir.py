@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, write_text
 
 Table = Dict[str, str]
 EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples", "text")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from i2srf_kd.audio.io import AudioInfo, probe
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
-from i2srf_kd.progress import progress
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.progress import progress
 
 
 class Pair(NamedTuple):

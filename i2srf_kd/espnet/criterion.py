@@ -11,9 +11,9 @@ from torch import Tensor
 
 from i2srf_kd.distill.distiller import Distiller
 from i2srf_kd.distill.method import Layout, Side
-from i2srf_kd.errors import UserError
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.nets.stft import STFT
+from i2srf_kd.system.errors import UserError
 
 # Where the model leaves both networks' sides for the wrapper.
 STUDENT_KEY, TEACHER_KEY = "distill_student", "distill_teacher"

@@ -27,11 +27,11 @@ from espnet2.utils.types import str2bool
 from torch import Tensor
 
 from i2srf_kd.distill.gather import without_gathering
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory, SeededChunk, collate, seeded
 from i2srf_kd.espnet.model import DistillEnhancementModel
-from i2srf_kd.espnet.monitor import JsonLines
-from i2srf_kd.experiment import TRAINING_ONLY_PREFIX
+from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training.monitor import JsonLines
 
 DIAGNOSTICS = "diagnostics.jsonl"
 GRADIENT_VALUES = ("grad_norm_task", "grad_norm_kd", "grad_cosine")

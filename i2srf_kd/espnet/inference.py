@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 SILENT_STD = 1e-8  # a silent mixture is not divided by zero
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from i2srf_kd.audio.io import audio_source
 from i2srf_kd.data.augmentation import MIXTURE, Augmentation
 from i2srf_kd.data.chunks import Batch, Chunk, training_batches, training_steps, validation_batches
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 Preprocess = Callable[[str, Dict[str, np.ndarray]], Dict[str, np.ndarray]]
 DataSource = Tuple[str, str, str]  # path of the scp file, name in the batch, type

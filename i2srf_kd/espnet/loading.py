@@ -14,11 +14,11 @@ from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks.enh import EnhancementTask
 from torch import Tensor, nn
 
-from i2srf_kd.checkpoint import check_key_coverage, load_weights
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.registry import register_all
-from i2srf_kd.experiment import DEFAULT_FS, Experiment
+from i2srf_kd.inference.experiment import DEFAULT_FS, Experiment
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 PathLike = Union[str, Path]
 # Keys of a distilled student that inference does not need.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
 from i2srf_kd.espnet.teacher import FrozenTeacher, mixture_level, planes, restore_level, same_transform
+from i2srf_kd.system.errors import UserError
 
 _PROBE_SAMPLES = 16000
 

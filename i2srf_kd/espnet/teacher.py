@@ -11,10 +11,10 @@ from torch import Tensor
 
 from i2srf_kd.distill.method import Side
 from i2srf_kd.distill.taps import FeatureTaps
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.inference import SILENT_STD
 from i2srf_kd.espnet.loading import load_espnet_model
-from i2srf_kd.speed import SpeedOptions, ordinary
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training.speed import SpeedOptions, ordinary
 
 
 def planes(spectrum: Any) -> Tensor:

@@ -33,7 +33,12 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import str2bool
 
-from i2srf_kd.checkpoint import (
+from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
+from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
+from i2srf_kd.espnet.model import DistillEnhancementModel
+from i2srf_kd.system.errors import FULL, UserError, cannot_write
+from i2srf_kd.system.progress import progress
+from i2srf_kd.training.checkpoint import (
     check_key_coverage,
     load_training_state,
     remove_dangling_links,
@@ -42,11 +47,7 @@ from i2srf_kd.checkpoint import (
     save_training_state,
     write_averages,
 )
-from i2srf_kd.errors import FULL, UserError, cannot_write
-from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
-from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
-from i2srf_kd.espnet.model import DistillEnhancementModel
-from i2srf_kd.espnet.monitor import (
+from i2srf_kd.training.monitor import (
     QUALITY_SCORES,
     MetricsLog,
     QualityMonitor,
@@ -54,8 +55,7 @@ from i2srf_kd.espnet.monitor import (
     phase_values,
     record_environment,
 )
-from i2srf_kd.espnet.run_guard import check_supported, has_run, mark_interrupted
-from i2srf_kd.progress import progress
+from i2srf_kd.training.run_guard import check_supported, has_run, mark_interrupted
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 PROGRESS_SECONDS = 60.0
@@ -387,7 +387,7 @@ class _Training:
         return DistillMonitor(
             self.model, self.train_factory, self.valid_factory, self.output_dir, self.options.seed,
             self.options.ngpu > 0,
-            lambda: espnet_trainer.autocast(self.scaler is not None, **espnet_trainer.autocast_args),
+            lambda: torch.autocast("cuda", enabled=self.scaler is not None, **espnet_trainer.autocast_args),
         )  # fmt: skip
 
     # The run ----------------------------------------------------------------------------------------------------

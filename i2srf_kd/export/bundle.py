@@ -25,10 +25,6 @@ import yaml
 
 from i2srf_kd import __version__
 from i2srf_kd.audio import spectral_stream
-from i2srf_kd.checkpoint import check_key_coverage, load_weights
-from i2srf_kd.enhancer import Enhancer, OnnxFunction, WaveformDPDCRN, measure_complexity
-from i2srf_kd.errors import UserError
-from i2srf_kd.experiment import CONFIG, Experiment, read_yaml, split_model_path
 from i2srf_kd.export import onnx_runtime, onnx_stream
 from i2srf_kd.export.onnx import (
     TOLERANCE,
@@ -39,9 +35,13 @@ from i2srf_kd.export.onnx import (
     export_stream_onnx,
 )
 from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
-from i2srf_kd.files import PathLike, write_text
+from i2srf_kd.inference.enhancer import Enhancer, OnnxFunction, WaveformDPDCRN, measure_complexity
+from i2srf_kd.inference.experiment import CONFIG, Experiment, read_yaml, split_model_path
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, write_text
+from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 FORMAT = "i2srf_kd-bundle"
 VERSION = 1

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.onnx_forms import FastPReLU, onnx_form
 from i2srf_kd.nets.blocks import DilatedDenseBlock
 from i2srf_kd.nets.causal import StreamState
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.system.errors import UserError
 
 # Share of the values at either end that may be clipped.
 CLIPPED = 1e-5

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.int8 import calibrate, int8_form
 from i2srf_kd.export.onnx_forms import CONTRIB, onnx_form
 from i2srf_kd.export.onnx_stream import FRAMES
-from i2srf_kd.files import PathLike, atomic_path
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.streaming import StreamingDPDCRN
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, atomic_path
 
 OPSET = 17
 INPUT, OUTPUT = "mixture", "enhanced"

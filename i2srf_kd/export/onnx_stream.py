@@ -15,7 +15,7 @@ import numpy as np
 
 try:
     from i2srf_kd.audio.spectral_stream import CHUNK_FRAMES, SpectralStream
-    from i2srf_kd.errors import UserError
+    from i2srf_kd.system.errors import UserError
 except ImportError:  # the copy in an exported folder, where the package is not installed
     from spectral_stream import CHUNK_FRAMES, SpectralStream  # type: ignore[import-not-found, no-redef]
 

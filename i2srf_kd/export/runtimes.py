@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import Mapping, Optional
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 
 ONNX, STREAM_ONNX, INT8_ONNX = "model.onnx", "model_stream.onnx", "model_int8.onnx"
 RUNTIMES = ("auto", "torch", "onnx", "int8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 #: ``EX_TEMPFAIL``: the command saved its state and is to be run again with the same arguments.
 EXIT_RUN_AGAIN = 75

@@ -6,8 +6,8 @@ import subprocess
 from types import FrameType
 from typing import IO, Any, List, Mapping, Optional, Sequence
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.jobs.parent import end_with_parent
+from i2srf_kd.system.errors import UserError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 

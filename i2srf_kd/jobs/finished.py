@@ -4,8 +4,8 @@ import dataclasses
 import json
 from typing import List, Optional, Sequence, Set
 
-from i2srf_kd.files import write_text
 from i2srf_kd.jobs.array import JobArray, JobResult, quote, without_job
+from i2srf_kd.system.files import write_text
 
 
 class Finished:

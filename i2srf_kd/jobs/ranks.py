@@ -10,8 +10,8 @@ import subprocess
 import sys
 from typing import Dict, List, Mapping, Sequence
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.jobs.array import Resources
+from i2srf_kd.system.errors import UserError
 
 #: A step lives so long after its first process has ended. Ranks that save and leave do so within a moment of each
 #: other; those whose peer was lost may wait for it in a collective operation, for many minutes.

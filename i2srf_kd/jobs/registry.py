@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import Callable, Dict, List
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.jobs.array import JobArray, JobResult
+from i2srf_kd.system.errors import UserError
 
 Backend = Callable[[JobArray], List[JobResult]]
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import write_text
 from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, JobResult, job_name, without_job
 from i2srf_kd.jobs.report import HEADER_LINES, Report, last_lines, say
 from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
 from i2srf_kd.jobs.slurm_job import STOP, code_file, write_job
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import write_text
 
 _TICK_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.5

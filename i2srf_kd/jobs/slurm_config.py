@@ -18,9 +18,9 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.jobs.array import JobArray
 from i2srf_kd.jobs.report import say
+from i2srf_kd.system.errors import UserError
 
 #: Names another file than ``conf/slurm.yaml`` of the current folder, which may be absent.
 VARIABLE = "I2SRF_SLURM_CONFIG"

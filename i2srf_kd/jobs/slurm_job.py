@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
-from i2srf_kd.errors import run_command
-from i2srf_kd.files import write_text
 from i2srf_kd.jobs import local
 from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, Resources
 from i2srf_kd.jobs.report import say
 from i2srf_kd.jobs.slurm_config import TRAINING
+from i2srf_kd.system.errors import run_command
+from i2srf_kd.system.files import write_text
 
 #: In the control folder: a job that ends with "run again" is not to be queued again.
 STOP = "stop"

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 METRICS: Tuple[str, ...] = ("wer", "challenge")
 CHALLENGE_MODEL = "facebook/wav2vec2-base-960h"

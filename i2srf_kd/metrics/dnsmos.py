@@ -12,8 +12,8 @@ from typing import Any, Dict, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from i2srf_kd.errors import UserError
-from i2srf_kd.files import PathLike
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 
 METRICS: Tuple[str, ...] = ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")
 _RATE = 16000

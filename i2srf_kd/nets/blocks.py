@@ -63,7 +63,7 @@ class DilatedDenseBlock(nn.Module):
             )
             for k in range(depth)
         )
-        # Without gradient and state, write all layers into one buffer (i2srf_kd.speed).
+        # Without gradient and state, write all layers into one buffer (i2srf_kd.training.speed).
         self.buffered = False
 
     def forward(self, x: Tensor, state: Optional[StreamState] = None) -> Tensor:

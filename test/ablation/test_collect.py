@@ -12,8 +12,8 @@ from i2srf_kd.ablation import collect
 from i2srf_kd.ablation.cost import training_cost
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import check_cells, runs_of, write_cells
-from i2srf_kd.errors import UserError
-from i2srf_kd.reports.scores import summarise, write_csv
+from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.system.errors import UserError
 
 UTTERANCES = [f"u{i:02d}" for i in range(12)]
 METRICS = ("pesq_wb", "stoi", "si_sdr")

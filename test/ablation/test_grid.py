@@ -8,7 +8,7 @@ import yaml
 from i2srf_kd.ablation.check import check_distill
 from i2srf_kd.ablation.grid import override, read_grid
 from i2srf_kd.distill import method_names
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "voicebank"
 GRIDS = sorted((RECIPE / "conf" / "ablation").glob("*.yaml"))

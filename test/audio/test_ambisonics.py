@@ -110,7 +110,7 @@ MICROPHONE, SOURCE = np.array([1.3, 1.2, 1.1]), np.array([2.9, 2.2, 1.6])
 def in_room(size, microphones, source):
     """Impulse response of a reverberant room, (samples, 4 * microphones), by an independent simulation."""
     pytest.importorskip("pyroomacoustics")
-    from i2srf_kd.data.ambisonics_rooms import _image_sources
+    from i2srf_kd.corpora.ambisonics_rooms import _image_sources
 
     return _image_sources(size, 0.15, [source], microphones, RATE)[0].T
 

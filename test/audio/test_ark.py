@@ -10,7 +10,7 @@ import soundfile
 
 from i2srf_kd.audio.ark import file_of, open_entry, split_place, write_entry
 from i2srf_kd.audio.io import audio_bytes, probe, read_audio
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 FS = 16000
 

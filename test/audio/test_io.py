@@ -13,7 +13,7 @@ from i2srf_kd.audio import resample as resample_module
 from i2srf_kd.audio.io import as_samples, check_written, count_clipped, probe, read_audio, write_audio
 from i2srf_kd.audio.level import active_frames, active_power
 from i2srf_kd.audio.resample import resample, resampled_length
-from i2srf_kd.errors import FULL, DiskFull, UserError
+from i2srf_kd.system.errors import FULL, DiskFull, UserError
 
 FS = 16000
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2srf_kd.audio.overlap_add import BlockWriter, fade_in, overlap_add, overlap_add_blocks, read_blocks
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def noise(*shape, seed=0):
@@ -233,7 +233,7 @@ def test_bad_files_are_named(tmp_path):
 _STREAM = """
 import sys
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks
-from i2srf_kd.memory import peak_resident_bytes
+from i2srf_kd.system.memory import peak_resident_bytes
 source, target = sys.argv[1:]
 before = peak_resident_bytes()
 with BlockWriter(target, source, 1) as writer:

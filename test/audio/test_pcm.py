@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from i2srf_kd.audio.pcm import read_pcm, write_pcm
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 @pytest.fixture

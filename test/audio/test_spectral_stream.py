@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from i2srf_kd.audio.spectral_stream import CHUNK_FRAMES, SpectralStream
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def gain(frame):

@@ -16,9 +16,9 @@ from i2srf_kd.bench.pair import Pair
 from i2srf_kd.bench.reference import load_reference
 from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.bin.bench import get_parser, main
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import missing_packages
+from i2srf_kd.system.errors import UserError
 
 PAIR = (
     "--student_preset dpdcrn_tiny --teacher_preset dpdcrn_tiny --batch 2 --seconds 0.1 --repeats 1 --no_memory".split()

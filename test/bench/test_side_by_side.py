@@ -15,8 +15,8 @@ from i2srf_kd.bench import peer_process, peers, side_by_side
 from i2srf_kd.bench.peers import find_delay, shift
 from i2srf_kd.bin import bench, enhance_peer
 from i2srf_kd.bin.side_by_side import main as write_table
-from i2srf_kd.errors import UserError
-from i2srf_kd.reports.scores import summarise, write_csv
+from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.system.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf" / "side_by_side"
 METRICS = ("pesq_wb", "stoi", "si_sdr")
@@ -59,7 +59,7 @@ def test_all_networks_are_trained_alike():
 def test_multiply_accumulates_of_a_dual_path_network_are_those_of_its_formula(tmp_path):
     """Two LSTMs with their projections for each of the overlapping segments, the encoder, the decoder and the mask."""
     from i2srf_kd.bench.models import load
-    from i2srf_kd.enhancer import measure_complexity
+    from i2srf_kd.inference.enhancer import measure_complexity
 
     n, hidden, kernel, stride, segment = 8, 6, 32, 16, 16
     conv = {"channel": n, "kernel_size": kernel, "stride": stride}

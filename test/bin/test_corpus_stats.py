@@ -6,7 +6,7 @@ import soundfile
 
 from i2srf_kd.bin.corpus_stats import main
 from i2srf_kd.data.kaldi_dir import DataDir
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def test_files_that_the_training_reads(tmp_path, capsys):

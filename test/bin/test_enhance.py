@@ -13,9 +13,9 @@ import torch
 from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.bin.enhance import main, plan
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import export_bundle
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -174,7 +174,7 @@ def test_bad_files_are_reported_once_each_and_the_others_done(model, tmp_path, c
 
 
 def test_an_error_in_the_model_is_one_files_error(model, tmp_path, capsys, monkeypatch):
-    from i2srf_kd.enhancer import Enhancer
+    from i2srf_kd.inference.enhancer import Enhancer
 
     def fail(self, wave, fs):
         raise RuntimeError("out of memory")
@@ -186,7 +186,7 @@ def test_an_error_in_the_model_is_one_files_error(model, tmp_path, capsys, monke
 
 
 def test_clipping_is_told(model, tmp_path, capsys, monkeypatch):
-    from i2srf_kd.enhancer import Enhancer
+    from i2srf_kd.inference.enhancer import Enhancer
 
     monkeypatch.setattr(Enhancer, "enhance_array", lambda self, wave, fs: 100 * wave)
     assert run(model, write(tmp_path / "a.wav"), out=tmp_path / "out") == 0
@@ -244,7 +244,7 @@ def test_half_an_hour_in_constant_memory(tmp_path, repository):
         for seed in range(30):
             file.write(noise(16000 * 60, seed=seed))
     code = (
-        "import sys; from i2srf_kd.bin.enhance import main; from i2srf_kd.memory import peak_resident_bytes; "
+        "import sys; from i2srf_kd.bin.enhance import main; from i2srf_kd.system.memory import peak_resident_bytes; "
         "code = main(sys.argv[1:]); print(peak_resident_bytes() / 1e6); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, str(model), str(tmp_path / "long.wav"), "-o", str(tmp_path / "out")]

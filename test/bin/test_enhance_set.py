@@ -10,9 +10,9 @@ from export.trained import make_experiment, make_network, save_weights
 from i2srf_kd.bin import enhance_set
 from i2srf_kd.bin.enhance_set import main
 from i2srf_kd.data.kaldi_dir import read_table
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import export_bundle
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 LENGTHS = {"p1_001": 4000, "p1_002": 900, "p2_001": 6000, "p2_002": 2500, "p2_003": 3000}
 
@@ -160,7 +160,7 @@ def test_nothing_is_scaled_and_clipping_is_counted(model, data, tmp_path, monkey
         def __call__(self, wave, fs, *_):
             return 10 * wave
 
-    monkeypatch.setattr("i2srf_kd.enhancer.load_enhancer", lambda *_: Louder())
+    monkeypatch.setattr("i2srf_kd.inference.enhancer.load_enhancer", lambda *_: Louder())
     monkeypatch.setattr(enhance_set, "write_complexity_beside", lambda *_: None)
     run(model, data, tmp_path / "out")
     wave, _ = soundfile.read(data / "audio" / "p1_002.flac")

@@ -9,7 +9,7 @@ import soundfile
 
 from i2srf_kd.bin.format_data import main
 from i2srf_kd.data.kaldi_dir import DataDir
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 @pytest.fixture

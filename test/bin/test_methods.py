@@ -7,7 +7,7 @@ import pytest
 
 from i2srf_kd.bin import methods
 from i2srf_kd.distill import method_class, method_names
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 PAIR = ["--student_preset", "dpdcrn_tiny", "--teacher_preset", "dpdcrn_small"]
 

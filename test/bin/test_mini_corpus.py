@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from i2srf_kd.bin.mini_corpus import main
-from i2srf_kd.data.synthesis import MiniCorpusOptions
+from i2srf_kd.corpora.synthesis import MiniCorpusOptions
 
 
 @pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="no espeakng-loader")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from i2srf_kd.bin.results import main
-from i2srf_kd.errors import UserError
 from i2srf_kd.metrics.bootstrap import paired_difference
-from i2srf_kd.reports.results import COLUMNS
-from i2srf_kd.reports.scores import summarise, write_csv
+from i2srf_kd.results.results import COLUMNS
+from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.system.errors import UserError
 
 METRICS = ("pesq_wb", "stoi")
 

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 
 from i2srf_kd.bin.score import main
-from i2srf_kd.errors import UserError
 from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
+from i2srf_kd.system.errors import UserError
 
 FAST = ["--metrics", "ssnr", "si_sdr"]
 

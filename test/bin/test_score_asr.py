@@ -9,9 +9,9 @@ import soundfile
 from metrics.recogniser import FRAME, save_model, speak
 
 from i2srf_kd.bin import results, score
-from i2srf_kd.errors import UserError
 from i2srf_kd.metrics import asr
-from i2srf_kd.reports.scores import read_csv
+from i2srf_kd.results.scores import read_csv
+from i2srf_kd.system.errors import UserError
 
 FRAMES = 100  # of each letter: 0.05 s
 # Clean speech, estimate, WER by hand. As many letters on both sides: the files are equally long.

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from i2srf_kd.bin import complexity, examples
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def test_complexity_prints_the_published_sizes(capsys: pytest.CaptureFixture[str]) -> None:

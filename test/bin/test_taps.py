@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from i2srf_kd.bin import taps
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf"
 

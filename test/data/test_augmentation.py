@@ -5,7 +5,7 @@ import pytest
 
 from i2srf_kd.audio import ambisonics
 from i2srf_kd.data.augmentation import Augmentation
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def signals(mics, samples=50):

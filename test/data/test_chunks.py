@@ -14,7 +14,7 @@ from i2srf_kd.data.chunks import (
     training_steps,
     validation_batches,
 )
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def named(lengths):

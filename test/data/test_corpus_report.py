@@ -8,7 +8,7 @@ import soundfile
 
 from i2srf_kd.data.corpus_report import measure_pair, write_statistics
 from i2srf_kd.data.kaldi_dir import DataDir, read_table
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 FS = 16000
 

@@ -11,7 +11,7 @@ from i2srf_kd.audio.io import probe, read_audio
 from i2srf_kd.data import formatting
 from i2srf_kd.data.formatting import FormatOptions, collect, format_data, format_shard
 from i2srf_kd.data.kaldi_dir import DataDir, read_table
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 FS = 16000
 RANDOM = np.random.default_rng(0)

@@ -3,7 +3,7 @@
 import pytest
 
 from i2srf_kd.data.kaldi_dir import DataDir, describe, parse_shard, raise_problems, read_table, write_table
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def make_data(n_utterances: int = 5) -> DataDir:

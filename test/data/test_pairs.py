@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from i2srf_kd.data.pairs import check_pairs, find_pairs
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 
 def write(path, n_samples=100, fs=16000):

@@ -17,7 +17,7 @@ import pytest
 import slurm_cluster
 
 from i2srf_kd.bin import ablate
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ ABLATE = """#!{python}
 # Leaves the scores of noisy, teacher and two seeds of both cells where the ablation of these options would.
 import json, os, sys
 from pathlib import Path
-from i2srf_kd.reports.scores import summarise, write_csv
+from i2srf_kd.results.scores import summarise, write_csv
 
 words = sys.argv[1:]
 with open("asked.json", "a") as file:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from i2srf_kd.data import l3das23
+from i2srf_kd.corpora import l3das23
 from i2srf_kd.data.formatting import FormatOptions, format_data
 from i2srf_kd.data.kaldi_dir import DataDir
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 TRAIN100 = ["103-1240-0000", "103-1240-0001", "26-495-0003"]
 TRAIN360 = {"1": ["14-208-0000"], "2": ["16-122827-0001", "17-363-0002"]}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from i2srf_kd.data.archive import DownloadError
+from i2srf_kd.corpora.archive import DownloadError
 from i2srf_kd.data.kaldi_dir import DataDir
-from i2srf_kd.errors import UserError
+from i2srf_kd.system.errors import UserError
 
 FOLDERS = ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav", "clean_testset_wav", "noisy_testset_wav")
 TRAIN = ["p226_001", "p227_001", "p227_002", "p287_005"]

@@ -1,11 +1,8 @@
-"""Makes the helper module ``toy`` importable: no package can be named as ESPnet's own."""
+"""Real speech and a teacher trained on it."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import torch
 import toy
 
 from i2srf_kd.audio import ambisonics
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet import iterator, trainer
 from i2srf_kd.espnet.registry import register_all
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 OPTIONS = {"rotation": True, "mirror": True, "level_db": [-6, 6]}
 SEPARATOR = """--separator dpdcrn --separator_conf channels=8 --separator_conf heads=2 --separator_conf num_mics=8

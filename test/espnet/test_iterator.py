@@ -15,8 +15,8 @@ import toy
 
 from i2srf_kd.audio.ark import write_entry
 from i2srf_kd.data.chunks import Chunk
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet import iterator
+from i2srf_kd.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

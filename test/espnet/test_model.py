@@ -16,13 +16,13 @@ from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.separator.abs_separator import AbsSeparator
 from espnet2.tasks.enh import EnhancementTask, separator_choices
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.loading import ESPnetWindowEnhancer, load_espnet_model
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.registry import register, register_all
 from i2srf_kd.espnet.separator import DPDCRNSeparator
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.nets import STFT
+from i2srf_kd.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 STFT_CONF = {"n_fft": 128, "hop_length": 64}

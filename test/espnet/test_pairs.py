@@ -11,9 +11,9 @@ import speech_task
 import torch
 import yaml
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.system.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf"
 # The shipped teachers, made small in width alone.

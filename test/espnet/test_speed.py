@@ -12,10 +12,10 @@ import toy
 from i2srf_kd.bench.flags import TrainingStep
 from i2srf_kd.bench.pair import Pair
 from i2srf_kd.bin.bench import get_parser
-from i2srf_kd.errors import UserError
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.blocks import DilatedDenseBlock
-from i2srf_kd.speed import SpeedOptions, compile_regions, parse_speed, speed_up_network
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training.speed import SpeedOptions, compile_regions, parse_speed, speed_up_network
 
 DISTILL = {"method": "i2srf_tfckd", "method_conf": {"middle_channels": 6}, "weight": 0.1}
 # How far the losses of two epochs may be from the plain run: rounding, which grows tenfold with every step or two

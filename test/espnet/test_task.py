@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet import task
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.system.errors import UserError
 
 STFT_CONF = {"n_fft": 128, "hop_length": 64}
 

@@ -16,11 +16,11 @@ import torch
 import toy
 from espnet2.train.reporter import Reporter
 
-from i2srf_kd import checkpoint
 from i2srf_kd.data.chunks import validation_batches
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.iterator import ChunkDataset, SeededChunk, collate, read_lengths
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training import checkpoint
 
 STEPS = 9  # batches in an epoch of the toy data
 

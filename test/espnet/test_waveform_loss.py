@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.espnet.criterion import CompressedSpectrumCriterion, CompressedSpectrumTDCriterion
+from i2srf_kd.system.errors import UserError
 
 
 def test_equals_the_loss_of_networks_on_the_waveform() -> None:

@@ -11,10 +11,10 @@ import torch
 import yaml
 from export.trained import make_experiment, make_network
 
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export import bundle
 from i2srf_kd.export.bundle import export_bundle, is_bundle, sha256_of
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import soundfile
 import torch
 from export.trained import SMALL, make_experiment, make_network
 
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export import onnx as onnx_export
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import TOLERANCE, check_onnx, export_onnx
 from i2srf_kd.export.onnx_runtime import NumpySTFT, OnnxEnhancer
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from export.trained import SMALL, make_experiment, make_network
 
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export import onnx_stream
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import check_stream_onnx, export_stream_onnx
 from i2srf_kd.export.onnx_stream import OnnxStep, OnnxStreamingEnhancer, OnnxStreamNetwork
+from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.system.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

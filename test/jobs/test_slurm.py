@@ -15,11 +15,11 @@ import slurm_cluster
 import yaml
 
 from i2srf_kd.bin.run_jobs import main
-from i2srf_kd.errors import UserError
 from i2srf_kd.jobs import JobArray, Resources
 from i2srf_kd.jobs.ranks import rank_environment, step_command
 from i2srf_kd.jobs.slurm import ranges
 from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
+from i2srf_kd.system.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

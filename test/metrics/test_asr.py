@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from metrics.recogniser import save_model, speak
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.metrics import asr
+from i2srf_kd.system.errors import UserError
 
 
 @pytest.mark.parametrize(

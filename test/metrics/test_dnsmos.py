@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from i2srf_kd.errors import UserError
 from i2srf_kd.metrics.dnsmos import DNSMOS
+from i2srf_kd.system.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -6,12 +6,12 @@ import torch
 from export.trained import SMALL, make_experiment, make_network
 
 from i2srf_kd.bin import complexity
-from i2srf_kd.enhancer import load_enhancer
-from i2srf_kd.errors import UserError
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx_runtime import OnnxEnhancer
+from i2srf_kd.inference.enhancer import load_enhancer
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.front import ChannelAttention, ComplexMix, build_front
+from i2srf_kd.system.errors import UserError
 
 MICROPHONES = pytest.mark.parametrize("mics", [1, 2], ids=["1 microphone", "2 microphones"])
 

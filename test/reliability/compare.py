@@ -9,7 +9,7 @@ from typing import Dict, List
 import torch
 from reliability.losses import MODELS
 
-from i2srf_kd.files import is_temporary
+from i2srf_kd.system.files import is_temporary
 
 #: Patterns, below the folder of a run, of the files that are the result of a stage.
 RESULTS: Dict[int, List[str]] = {

@@ -13,7 +13,7 @@ from reliability import processes
 from reliability.losses import MODELS
 from reliability.workspace import RANKS, SAVE_EVERY, Run, Workspace
 
-from i2srf_kd.checkpoint import CHECKPOINT, PREVIOUS
+from i2srf_kd.training.checkpoint import CHECKPOINT, PREVIOUS
 
 SLURM = ("--cmd_backend", "slurm")
 OF_RANKS = (*SLURM, "--train_tasks", str(RANKS))

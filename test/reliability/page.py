@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Sequence
 from reliability.faults import KINDS
 from reliability.trial import Outcome
 
-from i2srf_kd.files import write_text
+from i2srf_kd.system.files import write_text
 
 # Where the trials ran, and Python lies, is of no interest: paths begin with the last folder but one.
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+/[\w.+-]+)")

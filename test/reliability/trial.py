@@ -11,7 +11,7 @@ from reliability.faults import KINDS, Kind, Scene, TooLate
 from reliability.losses import MODELS, Loss
 from reliability.workspace import STEPS, Workspace
 
-from i2srf_kd.checkpoint import DAMAGED
+from i2srf_kd.training.checkpoint import DAMAGED
 
 NOT_HIT = "not hit"
 

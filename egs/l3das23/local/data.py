@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
-from i2srf_kd.data.kaggle import download_dataset
-from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
-from i2srf_kd.data.l3das23 import WAIT_SECONDS, find_sets, read_set
-from i2srf_kd.data.preparation import (
+from i2srf_kd.corpora.kaggle import download_dataset
+from i2srf_kd.corpora.l3das23 import WAIT_SECONDS, find_sets, read_set
+from i2srf_kd.corpora.preparation import (
     get_preparation_parser,
     hold_out,
     parse_preparation,
     split_speakers,
     write_sets,
 )
-from i2srf_kd.errors import UserError, run_command, writing
-from i2srf_kd.locks import held
+from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
+from i2srf_kd.system.errors import UserError, run_command, writing
+from i2srf_kd.system.locks import held
 
 DATASET = "l3dasteam/l3das23-task1"
 TRAINING = {"train100": ["train100"], "train360": ["train360"], "both": ["train100", "train360"]}

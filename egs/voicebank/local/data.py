@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
-from i2srf_kd.data.archive import DownloadError, download, unzip, verify
-from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
-from i2srf_kd.data.pairs import Pair, check_pairs, find_pairs
-from i2srf_kd.data.preparation import (
+from i2srf_kd.corpora.archive import DownloadError, download, unzip, verify
+from i2srf_kd.corpora.preparation import (
     get_preparation_parser,
     holds_audio,
     parse_preparation,
@@ -27,7 +25,9 @@ from i2srf_kd.data.preparation import (
     split_speakers,
     write_sets,
 )
-from i2srf_kd.errors import UserError, run_command
+from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
+from i2srf_kd.data.pairs import Pair, check_pairs, find_pairs
+from i2srf_kd.system.errors import UserError, run_command
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Published and synthetic corpora: downloading, finding, simulating and preparing them."""

@@ -1,0 +1,104 @@
+"""What the local/data.py of all recipes share: options, looking for a corpus, splitting by speaker, writing sets."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence
+
+import numpy as np
+
+from i2srf_kd.data.kaldi_dir import DataDir
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import remove_temporaries
+
+
+def get_preparation_parser(description: Optional[str]) -> argparse.ArgumentParser:
+    """A parser with the options that the pipeline gives to every local/data.py."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data_dir", default="data", help="gets a folder per set (default: %(default)s)")
+    parser.add_argument("--corpus_dir", help="where the folders or zip archives of the corpus lie (default: download)")
+    parser.add_argument("--download_dir", help="for archives to be downloaded (default: <data_dir>/../downloads)")
+    parser.add_argument("--unpack_dir", help="for unpacked archives (default: the folder of downloads)")
+    parser.add_argument("--check_md5", type=to_bool, default=True, help="verify archives (default: true)")
+    parser.add_argument("--check_counts", type=to_bool, default=True, help="demand all utterances (default: true)")
+    parser.add_argument("--train_set", default="train", help="name of the training set (default: %(default)s)")
+    parser.add_argument("--valid_set", default="valid", help="name of the validation set (default: %(default)s)")
+    parser.add_argument("--test_set", default="test", help="name of the test set (default: %(default)s)")
+    parser.add_argument("--nj", type=int, default=8, help="threads that read headers (default: %(default)s)")
+    return parser
+
+
+def parse_preparation(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse options, check the shared ones and fill in the folders of downloads and unpacked archives.
+
+    Raises:
+        UserError: an option is out of range, or two sets have one name.
+    """
+    args = parser.parse_args(argv)
+    if args.nj < 1:
+        raise UserError(f"--nj {args.nj}: must be 1 or more")
+    if len(set(set_names(args))) < 3:
+        raise UserError(f"the names of the sets must differ: {' '.join(set_names(args))}")
+    if args.corpus_dir and not Path(args.corpus_dir).is_dir():
+        raise UserError(f"--corpus_dir {args.corpus_dir}: no such folder")
+    args.download_dir = args.download_dir or os.path.normpath(os.path.join(args.data_dir, os.pardir, "downloads"))
+    args.unpack_dir = args.unpack_dir or args.download_dir
+    return args
+
+
+def set_names(args: argparse.Namespace) -> List[str]:
+    """Names of the training, validation and test set."""
+    return [args.train_set, args.valid_set, args.test_set]
+
+
+def to_bool(text: str) -> bool:
+    """``true`` or ``false``, as in ESPnet's options."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text}")
+    return text.lower() == "true"
+
+
+def search(root: str, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
+    """The entry called ``name`` in ``root`` or in one of its folders."""
+    candidates = [Path(root, name), *sorted(Path(root).glob(f"*/{name}"))]
+    return next((path for path in candidates if wanted(path)), None)
+
+
+def holds_audio(path: Path, suffix: str = ".wav") -> bool:
+    """Whether a folder has audio files directly in it."""
+    return path.is_dir() and any(entry.suffix.lower() == suffix for entry in path.iterdir())
+
+
+def split_speakers(data: DataDir, speakers: Sequence[str], option: str = "--valid_speakers") -> List[DataDir]:
+    """Training and validation part of the training data.
+
+    Raises:
+        UserError: no speakers or unknown ones are named, or all of them.
+    """
+    unknown = sorted(set(speakers) - set(data.utt2spk.values()))
+    if unknown or not speakers:
+        raise UserError(
+            f"{option} '{' '.join(speakers)}': {'no speakers ' + ' '.join(unknown) if unknown else 'empty'}; there are "
+            + " ".join(data.spk2utt)
+        )
+    valid = {utt_id for utt_id, speaker in data.utt2spk.items() if speaker in speakers}
+    if len(valid) == len(data):
+        raise UserError(f"{option} '{' '.join(speakers)}': nothing is left for training")
+    return [data.subset(data.wav.keys() - valid), data.subset(valid)]
+
+
+def hold_out(names: Sequence[str], share: float, seed: int) -> List[str]:
+    """A share of the names, at least one, drawn by the seed; sorted."""
+    count = max(1, round(share * len(names)))
+    return sorted(np.random.default_rng(seed).permutation(sorted(names))[:count].tolist())
+
+
+def write_sets(args: argparse.Namespace, train: DataDir, valid: DataDir, test: DataDir) -> None:
+    """Write the three sets below ``--data_dir`` and say what is in them."""
+    for name, data in zip(set_names(args), (train, valid, test), strict=True):
+        folder = Path(args.data_dir, name)
+        remove_temporaries(folder)  # of a run that was killed
+        data.write(folder)
+        print(f"{folder}: {len(data)} utterances of {len(data.spk2utt)} speakers")

@@ -1,0 +1,216 @@
+"""An experiment folder: what training leaves behind and what using a model needs of it. ESPnet is not imported.
+
+experiment = Experiment("exp/student")
+network = experiment.network()  # DPDCRN with the averaged weights
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import yaml
+
+from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.nets.presets import network_from_options
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
+from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
+
+CONFIG = "config.yaml"
+NETWORK_PREFIX = "separator.net."
+# Training keeps the distillation's parameters in the same files; a trained model does not need them.
+TRAINING_ONLY_PREFIX = "distillation."
+# ESPnet's defaults, for configurations that do not spell them out.
+_STFT_DEFAULTS = {"n_fft": 512, "win_length": None, "hop_length": 128, "window": "hann", "center": True}
+_STFT_DEFAULTS.update({"normalized": False, "onesided": True, "spec_transform_type": None})
+DEFAULT_FS = 16000
+
+
+def read_yaml(path: PathLike) -> Dict[str, Any]:
+    """Read a YAML file of options.
+
+    Raises:
+        UserError: it is absent, no valid YAML, or no mapping.
+    """
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(options, dict):
+        raise UserError(f"{path} holds no options")
+    return options
+
+
+class Experiment:
+    """A folder written by training: ``config.yaml`` and weights.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        UserError: there is no such folder, or it holds no configuration of an enhancement model.
+    """
+
+    def __init__(self, path: PathLike):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"{path}: no such experiment folder")
+        if not (self.path / CONFIG).is_file():
+            raise UserError(f"{path} has no {CONFIG}: give the folder that training wrote (--output_dir)")
+        self.config: Dict[str, Any] = read_yaml(self.path / CONFIG)
+        if "separator" not in self.config:
+            raise UserError(f"{self.path / CONFIG} names no separator: it is not from training an enhancement model")
+
+    @property
+    def separator(self) -> str:
+        """Name of the kind of network, ``dpdcrn`` for the one of this package."""
+        return str(self.config["separator"])
+
+    @property
+    def fs(self) -> int:
+        """Sampling rate in Hz that the model was trained at."""
+        return int(self._section("encoder_conf").get("default_fs") or self.config.get("sample_rate") or DEFAULT_FS)
+
+    @property
+    def normalize_variance(self) -> bool:
+        """Whether the mixture is divided by its standard deviation before the network."""
+        return bool(self._section("model_conf").get("normalize_variance", False))
+
+    @cached_property
+    def stft(self) -> Dict[str, Any]:
+        """STFT options, with ESPnet's defaults for those that are not given."""
+        return {**_STFT_DEFAULTS, **self._section("encoder_conf")}
+
+    def why_not_portable(self) -> Optional[str]:
+        """What keeps the model from running without ESPnet; None when nothing does."""
+        stft = self.stft
+        decoder = {**_STFT_DEFAULTS, **self._section("decoder_conf")}
+        if self.separator != "dpdcrn":
+            return f"separator {self.separator!r} is not dpdcrn"
+        for part in ("encoder", "decoder"):
+            if self.config.get(part, "stft") != "stft":
+                return f"{part} {self.config[part]!r} is not stft"
+        if stft["win_length"] not in (None, stft["n_fft"]):
+            return f"win_length {stft['win_length']} differs from n_fft {stft['n_fft']}"
+        for name in ("window", "center", "normalized", "onesided"):
+            if stft[name] != _STFT_DEFAULTS[name]:
+                return f"encoder_conf {name} {stft[name]!r} is not {_STFT_DEFAULTS[name]!r}"
+        if stft["spec_transform_type"] not in (None, "none"):
+            return f"spectra are transformed (spec_transform_type {stft['spec_transform_type']!r})"
+        for name in ("n_fft", "hop_length"):
+            if "decoder_conf" in self.config and decoder[name] != stft[name]:
+                return f"encoder and decoder differ in {name} ({stft[name]} and {decoder[name]})"
+        if self._section("model_conf").get("normalize_variance_per_ch"):
+            return "normalize_variance_per_ch is on"
+        return None
+
+    def weights(self, name: Optional[str] = None) -> Path:
+        """Choose a file of weights.
+
+        Args:
+            name: a file of the folder, with or without ``.pth``, with or without the folder. Default: the average of
+                the best epochs by the first ``best_model_criterion``, else the best epoch, else the latest.
+
+        Raises:
+            UserError: it is not there; the message lists what is.
+        """
+        if name is None:
+            candidates = self._default_names()
+        else:
+            folder, base = os.path.split(name)
+            if folder and os.path.realpath(folder) != os.path.realpath(self.path):
+                raise UserError(f"{name} is not in {self.path}: take weights and configuration of the same experiment")
+            candidates = [base, f"{base}.pth"]
+        for candidate in candidates:
+            path = self.path / candidate
+            if path.is_file():
+                return path
+        present = sorted(path.name for path in self.path.glob("*.pth") if path.is_file())
+        there = f"there are {', '.join(present)}" if present else "there are no .pth files; has training finished?"
+        raise UserError(f"{self.path} has no {' or '.join(candidates)}: {there}")
+
+    def network_state(self, name: Optional[str] = None) -> Dict[str, Any]:
+        """Weights of the DPDCRN under the network's own names.
+
+        Args:
+            name: as for :meth:`weights`.
+
+        Raises:
+            UserError: the file is damaged, or its keys are not those of the network in the configuration.
+        """
+        path = self.weights(name)
+        state = load_weights(path)
+        wanted = {NETWORK_PREFIX + key: value for key, value in self.build_network().state_dict().items()}
+        check_key_coverage(wanted, state, allow_prefixes=(TRAINING_ONLY_PREFIX,), source=str(path))
+        for key, value in wanted.items():
+            if state[key].shape != value.shape:
+                raise UserError(
+                    f"{path} does not fit {self.path / CONFIG}: {key} is {tuple(state[key].shape)}, expected "
+                    f"{tuple(value.shape)}. Take weights and config.yaml of the same experiment"
+                )
+        return {key[len(NETWORK_PREFIX) :]: state[key] for key in wanted}
+
+    def network_options(self) -> Dict[str, Any]:
+        """Options of :class:`DPDCRN` that the configuration describes, all spelt out."""
+        network = self.build_network()
+        block: Any = network.dual_path.blocks[0]
+        return {
+            "channels": network.encoder.down1.conv.out_channels,
+            "blocks": len(network.dual_path.blocks),
+            "heads": block.time_branch.attention.heads,
+            "input_channels": network.input_channels,
+            "n_fft": 2 * (network.bins - 1),
+            "ref_channel": network.ref_channel,
+            **network.front_options,
+            **network.causal_options,
+        }
+
+    def build_network(self) -> DPDCRN:
+        """The DPDCRN of the configuration with random weights.
+
+        Raises:
+            UserError: the model is another one or cannot run without ESPnet, or its options are wrong.
+        """
+        reason = self.why_not_portable()
+        if reason:
+            raise UserError(f"{self.path / CONFIG} is no DPDCRN that can be used without ESPnet: {reason}")
+        options = {key: value for key, value in self._section("separator_conf").items() if key != "num_spk"}
+        try:
+            return network_from_options(int(self.stft["n_fft"]) // 2 + 1, **options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path / CONFIG}: separator_conf does not describe a DPDCRN ({error})") from None
+
+    def network(self, name: Optional[str] = None) -> DPDCRN:
+        """The trained DPDCRN in evaluation mode; arguments and errors as for :meth:`network_state`."""
+        network = self.build_network()
+        network.load_state_dict(self.network_state(name))
+        return network.eval()
+
+    def _section(self, name: str) -> Dict[str, Any]:
+        return self.config.get(name) or {}
+
+    def _default_names(self) -> List[str]:
+        names = []
+        criteria = self.config.get("best_model_criterion") or []
+        if criteria:
+            phase, key = criteria[0][:2]
+            names = [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
+        return [*names, "latest.pth"]
+
+
+def split_model_path(path: PathLike) -> Tuple[Path, Optional[str]]:
+    """A model as users name it, a folder or a file of weights in one, to ``(folder, file name or None)``.
+
+    Raises:
+        UserError: there is no such path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        # resolved as text: a link such as latest.pth must not lead into another folder
+        return Path(os.path.abspath(path)).parent, path.name
+    raise UserError(f"{path}: no such model; give an experiment folder, weights in one, or an exported folder")

@@ -1,0 +1,169 @@
+"""Examples to look at and to listen to: which utterances and systems, with their scores, pictures and sound."""
+
+import math
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from i2srf_kd.audio.io import read_audio
+from i2srf_kd.data.kaldi_dir import Table
+from i2srf_kd.results.media import common_top, encode_audio, spectrogram_png
+from i2srf_kd.results.results import COLUMNS, MIXTURE
+from i2srf_kd.results.study import TEACHER, Study, System, read_audio_paths
+from i2srf_kd.system.errors import UserError
+
+REFERENCE = "clean"
+_SHOWN_SCORES = ("pesq_wb", "stoi", "si_sdr")
+
+
+class Clip(NamedTuple):
+    """One system's version of an utterance; both addresses are ``data:``."""
+
+    system: str
+    role: str
+    scores: str
+    picture: str
+    audio: str
+
+
+class Example(NamedTuple):
+    """One utterance in all its versions.
+
+    Attributes:
+        utterance: its name.
+        why: why it was chosen.
+        seconds: its length.
+        clips: mixture, systems and reference.
+        cut: whether the end was left out.
+    """
+
+    utterance: str
+    why: str
+    seconds: float
+    clips: List[Clip]
+    cut: bool
+
+
+def systems_to_show(study: Study, wanted: Sequence[str] = ()) -> List[System]:
+    """Teacher, undistilled student and the distilled one with the best mean WB-PESQ, or those that are asked for.
+
+    Raises:
+        UserError: no system of that name has audio.
+    """
+    audible = [system for system in study.systems if system.name != MIXTURE and _audio(system)]
+    if wanted:
+        unknown = sorted(set(wanted) - {system.name for system in audible})
+        if unknown:
+            names = ", ".join(system.name for system in audible) or "none"
+            raise UserError(f"--show {unknown[0]}: no system of that name has enhanced audio; there are {names}")
+        return [system for system in audible if system.name in wanted]
+    students = [system for system in audible if system.distilled]
+    best = max(students, key=_mean_pesq, default=None)
+    return [system for system in audible if system.name in (TEACHER, study.baseline) or system is best]
+
+
+def _audio(system: System) -> Table:
+    return next((table for table in (run.audio() for run in system.runs) if table), {})
+
+
+def _mean_pesq(system: System) -> float:
+    mean = (system.metrics.get("pesq_wb") or {}).get("mean")
+    return -math.inf if mean is None else mean
+
+
+def choose(study: Study, shown: Sequence[System], count: int) -> List[Tuple[str, str]]:
+    """Utterances with the reason: those where distillation helps most, about as usual, and least, in WB-PESQ.
+
+    Without scores of both students they are spread evenly over the set.
+    """
+    tables = [read_audio_paths(study.mixture_scp), read_audio_paths(study.reference_scp), *map(_audio, shown)]
+    utterances = sorted(set.intersection(*(set(table) for table in tables)))
+    base = study.system(study.baseline)
+    distilled = next((system for system in shown if system.distilled), None)
+    gains = _gains(distilled, base, utterances) if distilled is not None and base is not None else {}
+    if not gains:
+        return [(utt, "") for utt in _spread(utterances, count)]
+    assert distilled is not None and base is not None
+    ranked = sorted(gains, key=lambda utt: -gains[utt])
+    ends = {ranked[-1]: "smallest gain", ranked[0]: "largest gain"}
+
+    def why(utt: str) -> str:
+        place = ends.get(utt, f"gain number {ranked.index(utt) + 1} of {len(ranked)}")
+        return f"{place} of {distilled.name} over {base.name}: {gains[utt]:+.2f} WB-PESQ"
+
+    return [(utt, why(utt)) for utt in _spread(ranked, count)]
+
+
+def _gains(distilled: System, base: System, utterances: Sequence[str]) -> Dict[str, float]:
+    def mean(system: System, utt: str) -> float:
+        return float(np.mean([run.scores[utt]["pesq_wb"] for run in system.scored]))
+
+    try:
+        gains = {utt: mean(distilled, utt) - mean(base, utt) for utt in utterances if distilled.scored and base.scored}
+    except KeyError:
+        return {}
+    return {utt: gain for utt, gain in gains.items() if math.isfinite(gain)}
+
+
+def _spread(names: Sequence[str], count: int) -> List[str]:
+    places = np.unique(np.linspace(0, len(names) - 1, num=min(count, len(names))).round().astype(int))
+    return [names[place] for place in places]
+
+
+def make_examples(
+    study: Study, shown: Sequence[System], count: int, kind: str = "mp3", max_seconds: float = 10.0
+) -> List[Example]:
+    """Read, draw and encode the examples; none where the set's audio is not at hand.
+
+    Args:
+        study: with tables of mixtures and references.
+        shown: systems, of each the first seed that has audio.
+        count: number of utterances.
+        kind: audio format, see :data:`~i2srf_kd.results.media.AUDIO_FORMATS`.
+        max_seconds: longer utterances are cut.
+    """
+    mixtures, references = read_audio_paths(study.mixture_scp), read_audio_paths(study.reference_scp)
+    if not (mixtures and references and count > 0):
+        return []
+    examples = []
+    for utt, why in choose(study, shown, count):
+        files = {MIXTURE: mixtures[utt], **{s.name: _audio(s)[utt] for s in shown}, REFERENCE: references[utt]}
+        waves, fs = {}, 0
+        for name, path in files.items():
+            wave, fs = read_audio(path)
+            waves[name] = wave if wave.ndim == 1 else wave[:, 0]
+        seconds = len(waves[MIXTURE]) / fs
+        waves = {name: wave[: round(max_seconds * fs)] for name, wave in waves.items()}
+        top = common_top(tuple(waves.values()), fs)
+        clips = []
+        for name, wave in waves.items():
+            picture, sound = spectrogram_png(wave, fs, top), encode_audio(wave, fs, kind)
+            clips.append(Clip(name, _role(study, name), _scores(study, name, utt), picture, sound))
+        examples.append(Example(utt, why, seconds, clips, seconds > max_seconds))
+    return examples
+
+
+def _role(study: Study, name: str) -> str:
+    if name in (MIXTURE, REFERENCE):
+        return {MIXTURE: "mixture", REFERENCE: "reference"}[name]
+    system = study.system(name)
+    if name == TEACHER or system is None:
+        return "teacher"
+    return "distilled student" if system.distilled else "student without distillation"
+
+
+def _scores(study: Study, name: str, utt: str) -> str:
+    """Scores of the run that is heard."""
+    system = study.system(name)
+    runs = [run for run in system.runs if run.audio() or name == MIXTURE] if system is not None else []
+    row: Optional[Dict[str, float]] = runs[0].scores.get(utt) if runs else None
+    if row is None:
+        return ""
+    parts = []
+    for metric in _SHOWN_SCORES:
+        if metric in row and math.isfinite(row[metric]):
+            column = COLUMNS[metric]
+            label, _, unit = column.label.partition(" [")
+            text = f"{label} {column.scale * row[metric]:.{column.decimals}f}"
+            parts.append(f"{text} {unit.rstrip(']')}".strip())
+    return " · ".join(parts)

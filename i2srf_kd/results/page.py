@@ -1,0 +1,318 @@
+"""The report as one HTML file that needs nothing but itself: no network, no other file."""
+
+import math
+import re
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+from i2srf_kd.results.listening import make_examples, systems_to_show
+from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
+from i2srf_kd.results.results import COLUMNS, Column, environment
+from i2srf_kd.results.study import Run, Study, System
+from i2srf_kd.results.study_figures import (
+    Picture,
+    calibration,
+    forest,
+    gradient_share,
+    learning_curves,
+    loss_terms,
+)
+from i2srf_kd.results.training_plots import to_svg
+from i2srf_kd.system.errors import UserError
+
+TEMPLATE = "report.html.j2"
+MAIN_METRICS = ("pesq_wb", "si_sdr", "stoi")
+
+
+class Cell(NamedTuple):
+    """A cell of a table: what it says, what it is sorted by, and what is said in small letters."""
+
+    text: str
+    key: Any = ""
+    detail: str = ""
+    strong: bool = False
+
+
+class Table(NamedTuple):
+    """A sortable table; the first column heads its row."""
+
+    name: str
+    caption: str
+    header: List[str]
+    rows: List[List[Cell]]
+    about: str = ""
+
+
+class Options(NamedTuple):
+    """What a page holds.
+
+    Attributes:
+        examples: number of utterances to listen to.
+        show: systems to listen to; by default teacher, baseline and the best distilled one.
+        audio_format: see :data:`~i2srf_kd.results.media.AUDIO_FORMATS`.
+        max_seconds: longer examples are cut.
+    """
+
+    examples: int = 3
+    show: Sequence[str] = ()
+    audio_format: str = "mp3"
+    max_seconds: float = 10.0
+
+
+def render(study: Study, options: Optional[Options] = None) -> str:
+    """The page.
+
+    Raises:
+        UserError: a system that shall be heard has no audio, or jinja2 is not installed.
+    """
+    options = options or Options()
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise UserError("a report needs jinja2: pip install 'i2srf_kd[reports]'") from None
+    loader = jinja2.PackageLoader("i2srf_kd.results", "templates")
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    pages.filters["svg"] = lambda picture: Markup(_svg(picture))
+    pages.filters["slug"] = slug
+    shown = systems_to_show(study, options.show)
+    examples = make_examples(study, shown, options.examples, options.audio_format, options.max_seconds)
+    page = pages.get_template(TEMPLATE).render(
+        study=study,
+        summary=summary(study),
+        facts=facts(study),
+        scores=score_table(study),
+        differences=difference_tables(study),
+        forests=_present(partial(forest, study, metric) for metric in MAIN_METRICS),
+        curves=_present([partial(learning_curves, study)]),
+        gradients=_present([partial(gradient_share, study)]),
+        terms=loss_terms(study),
+        calibrations=calibration(study),
+        examples=examples,
+        max_seconds=options.max_seconds,
+        lossy=options.audio_format != "flac",
+        utterances=utterance_tables(study),
+        trainings=training_table(study),
+        commands=commands(study),
+        environment=environment_rows(study),
+        plot=(PLOT_LEFT, PLOT_RIGHT),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return _with_size(page)
+
+
+def _present(makers: Any) -> List[Picture]:
+    return [picture for picture in (make() for make in makers) if picture is not None]
+
+
+def slug(text: str) -> str:
+    """A name that can be part of an id; different names give different ones."""
+    return re.sub(r"[^A-Za-z0-9]", lambda sign: f"-{ord(sign[0]):x}-", text)
+
+
+def _svg(picture: Picture) -> str:
+    return to_svg(picture.figure, f"{picture.title}. {picture.text}", slug(picture.name))
+
+
+def _with_size(page: str) -> str:
+    """State the file's size, which its own text is part of."""
+    place = "@@SIZE@@"
+    size = len(page.encode("utf-8")) / 1e6
+    return page.replace(place, f"{size:.1f} MB" if size >= 0.95 else f"{1000 * size:.0f} kB")
+
+
+# Text and tables ------------------------------------------------------------------------------------------------------
+
+
+def _column(metric: str) -> Column:
+    return COLUMNS.get(metric, Column(metric, 3))
+
+
+def _number(metric: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> Cell:
+    if not score or score.get("mean") is None:
+        return Cell("–", "")
+    column = _column(metric)
+    form = f"{{:{'+' if signed else ''}.{column.decimals}f}}"
+    mean, low, high = (column.scale * score[key] for key in ("mean", "low", "high"))
+    clear = signed and (low > 0 or high < 0)
+    return Cell(form.format(mean), mean, f"[{form.format(low)}, {form.format(high)}]", clear)
+
+
+def summary(study: Study) -> str:
+    """The comparison that a reader looks for first, in one sentence."""
+    found = [
+        (system, system.differences[study.baseline]["pesq_wb"])
+        for system in study.cells
+        if study.baseline and (system.differences.get(study.baseline) or {}).get("pesq_wb", {}).get("mean") is not None
+        and system.name != study.baseline
+    ]  # fmt: skip
+    if not found:
+        return ""
+    system, score = max(found, key=lambda entry: entry[1]["mean"])
+    sure = ""
+    if score["low"] <= 0 <= score["high"]:
+        sure = " The interval contains zero: this is no evidence of a difference."
+    if len(found) > 1:
+        sure += " Chosen as the largest on this set, so it is biased upwards;"
+        sure += " the interval does not account for the choice."
+    which = f"the largest of {len(found)}, " if len(found) > 1 else ""
+    return (
+        f"{system.name} against {study.baseline}, {which}WB-PESQ {score['mean']:+.3f} "
+        f"[{score['low']:+.3f}, {score['high']:+.3f}].{sure}"
+    )
+
+
+def facts(study: Study) -> List[str]:
+    """What was measured, in a few words each."""
+    scored = next((run for system in study.systems for run in system.scored), None)
+    lines = [f"{len(study.cells)} student" + ("s" if len(study.cells) != 1 else "")]
+    seeds = sorted({len(system.scored) for system in study.cells if system.scored})
+    if seeds:
+        numbers = "–".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+        lines.append(f"{numbers} seed" + ("s" if seeds[-1] > 1 else ""))
+    if scored is not None:
+        seconds = math.fsum(row["seconds"] for row in scored.scores.values())
+        kind = "validation set" if study.is_validation else "test set"
+        lines.append(f"{kind} “{study.test_set}”: {len(scored.scores)} utterances, {seconds / 60:.1f} min")
+    return lines
+
+
+def score_table(study: Study) -> Table:
+    """Means with intervals, size and cost of every system."""
+    header = ["system", *(_column(metric).label for metric in study.metrics)]
+    gaps = any(system.gap_closed for system in study.systems)
+    costs = any(system.relative_cost is not None for system in study.systems)
+    header += (["gap closed, WB-PESQ"] if gaps else []) + (["time per step"] if costs else [])
+    header += ["parameters", "GMAC/s"]
+    rows = []
+    for system in study.systems:
+        row = [_name(system), *(_number(metric, system.metrics.get(metric)) for metric in study.metrics)]
+        row += [_gap(system)] if gaps else []
+        if costs:
+            cost = system.relative_cost
+            row.append(Cell("–") if cost is None else Cell(f"{cost:.2f}×", cost))
+        rows.append([*row, *_complexity(system)])
+    interval = f" with {study.interval}" if study.interval else ""
+    return Table("scores", f"Mean over utterances and seeds{interval}.", header, rows)
+
+
+def _name(system: System) -> Cell:
+    total, done = len(system.runs), len(system.scored)
+    detail = f"{done} seeds" if done > 1 else ""
+    return Cell(system.name, system.name, detail if done == total else f"{done} of {total} seeds finished")
+
+
+def _gap(system: System) -> Cell:
+    gap = system.gap_closed.get("pesq_wb") or {}
+    if gap.get("share") is None:
+        return Cell("–")
+    return Cell(f"{100 * gap['share']:.0f} %", gap["share"], f"[{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]")
+
+
+def _complexity(system: System) -> List[Cell]:
+    values = system.complexity or {}
+    parameters, macs = values.get("parameters"), values.get("gmacs_per_second_with_recurrent")
+    return [
+        Cell("–") if parameters is None else Cell(f"{parameters:,}", parameters),
+        Cell("–") if macs is None else Cell(f"{macs:.2f}", macs),
+    ]
+
+
+def difference_tables(study: Study) -> List[Table]:
+    """Paired differences to every system that others are compared with."""
+    others = dict.fromkeys(name for system in study.cells for name in system.differences)
+    tables = []
+    for other in others:
+        rows = [
+            [Cell(s.name, s.name), *(_number(m, s.differences[other].get(m), signed=True) for m in study.metrics)]
+            for s in study.cells
+            if s.name != other and s.differences.get(other)
+        ]
+        header = ["system", *(f"Δ {_column(metric).label}" for metric in study.metrics)]
+        caption = f"Paired differences to {other}; bold where the interval leaves out zero."
+        tables.append(Table(f"differences-{slug(other)}", caption, header, rows, other))
+    return tables
+
+
+def utterance_tables(study: Study) -> List[Table]:
+    """Scores of every utterance, mean over the seeds, one table per metric."""
+    systems = [system for system in study.systems if system.scored]
+    if not systems:
+        return []
+    utterances = sorted(set().union(*(run.scores for system in systems for run in system.scored)))
+    tables = []
+    for metric in [name for name in MAIN_METRICS if name in study.metrics]:
+        column = _column(metric)
+        rows = []
+        for utt in utterances:
+            rows.append([Cell(utt, utt), *(_utterance_cell(system, utt, metric, column) for system in systems)])
+        header = ["utterance", *(system.name for system in systems)]
+        tables.append(Table(f"utterances-{metric}", f"{column.label} of every utterance", header, rows))
+    return tables
+
+
+def _utterance_cell(system: System, utt: str, metric: str, column: Column) -> Cell:
+    rows = [run.scores[utt] for run in system.scored if utt in run.scores]
+    values = [column.scale * row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+    if not values:
+        return Cell("–")
+    mean = math.fsum(values) / len(values)
+    return Cell(f"{mean:.{column.decimals}f}", mean)
+
+
+def training_table(study: Study) -> Table:
+    """How long each training took, where, and from which commit."""
+    header = ["training", "seed", "epochs", "steps", "hours", "s per step", "processor", "torch", "commit"]
+    rows = [_training_row(system, run) for system in study.systems for run in system.trained]
+    return Table("trainings", "Trainings; hours are those of training and validation epochs.", header, rows)
+
+
+def _training_row(system: System, run: Run) -> List[Cell]:
+    train = [line for line in run.metrics if line["phase"] == "train"]
+    seconds = math.fsum(line.get("seconds") or 0 for line in run.metrics)
+    steps = max((line.get("total_count") or 0 for line in train), default=0)
+    training = math.fsum(line.get("seconds") or 0 for line in train)
+    start = run.starts[-1] if run.starts else {}
+    device = ", ".join(dict.fromkeys(start.get("gpus") or [])) or start.get("cpu") or "–"
+    commit = start.get("git_hash") or "–"
+    short = commit[:10] + (" (changed)" if commit.endswith("-dirty") else "")
+    return [
+        Cell(system.name, system.name),
+        Cell("–" if run.seed is None else str(run.seed), run.seed or 0),
+        Cell(str(len(train)), len(train)),
+        Cell(f"{steps:,}", steps),
+        Cell(f"{seconds / 3600:.2f}", seconds),
+        Cell(f"{training / steps:.2f}" if steps else "–", training / steps if steps else ""),
+        Cell(device, device),
+        Cell(str((start.get("versions") or {}).get("torch", "–"))),
+        Cell(short, commit),
+    ]
+
+
+def commands(study: Study) -> List[Dict[str, str]]:
+    """What was run, by title."""
+    entries = [{"title": "All of it", "text": study.command}] if study.command else []
+    for system in study.systems:
+        for run in system.trained:
+            if run.starts:
+                seed = "" if run.seed is None else f", seed {run.seed}"
+                folder = run.starts[-1].get("working_directory", "")
+                text = f"cd {folder}\n{run.starts[-1].get('command', '')}"
+                entries.append({"title": f"{system.name}{seed}", "text": text})
+    return entries
+
+
+def environment_rows(study: Study) -> List[List[str]]:
+    """Where the scores were collected (or, without a record of it, where this page was made)."""
+    record = study.environment or environment()
+    names = {"git_hash": "commit", "git_commit_date": "date of the commit", "git_dirty": "uncommitted changes"}
+    rows = []
+    for key, value in record.items():
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        rows.append([names.get(key, key), text])
+    return rows

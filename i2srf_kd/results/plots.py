@@ -1,0 +1,151 @@
+"""Pictures: spectrograms on one colour scale, learning curves. matplotlib is imported only when one is drawn."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, atomic_path
+
+_WINDOW_SECONDS = 0.032
+_DYNAMIC_RANGE_DB = 80.0
+
+
+def _figure(
+    rows: int, columns: int, size: Tuple[float, float], heights: Optional[Sequence[float]] = None
+) -> Tuple[Any, Any]:
+    """A figure that needs no display and leaves no trace in pyplot's global state; heights are relative."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+
+
+def _save(figure: Any, path: PathLike) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def log_spectrogram(waveform: ArrayLike, fs: int) -> np.ndarray:
+    """Power spectrogram in dB, ``(samples,)`` to ``(frequencies, frames)``: Hann window of 32 ms, 75 % overlap."""
+    wave = np.asarray(waveform, dtype=np.float64)
+    length = round(_WINDOW_SECONDS * fs)
+    wave = np.pad(wave, (0, max(0, length - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, length)[:: length // 4]
+    spectrum = np.fft.rfft(frames * np.hanning(length), axis=1).T / (length / 2)
+    return 10.0 * np.log10(np.square(np.abs(spectrum)) + 1e-12)
+
+
+def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike) -> None:
+    """Draw one spectrogram per waveform, one above the other, all on the same scale in dB.
+
+    Args:
+        waveforms: title to waveform ``(samples,)`` in [-1, 1].
+        fs: sampling rate in Hz.
+        path: picture to write; its suffix chooses the format.
+
+    Raises:
+        ValueError: no waveform, or one with several channels.
+    """
+    if not waveforms:
+        raise ValueError("no waveform to draw")
+    for title, waveform in waveforms.items():
+        if np.ndim(waveform) != 1:
+            raise ValueError(f"{title}: shape {np.shape(waveform)}, expected one channel of shape (samples,)")
+    spectra = {title: log_spectrogram(waveform, fs) for title, waveform in waveforms.items()}
+    top = max(float(spectrum.max()) for spectrum in spectra.values())
+    figure, axes = _figure(len(spectra), 1, (9.0, 2.2 * len(spectra) + 0.6))
+    image = None
+    for axis, (title, spectrum) in zip(axes[:, 0], spectra.items(), strict=True):
+        image = axis.imshow(
+            spectrum,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=top - _DYNAMIC_RANGE_DB,
+            vmax=top,
+            extent=(0.0, len(np.asarray(waveforms[title])) / fs, 0.0, fs / 2000.0),
+        )
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel("kHz")
+    axes[-1, 0].set_xlabel("time [s]")
+    figure.colorbar(image, ax=list(axes[:, 0]), label="dB")
+    _save(figure, path)
+
+
+def read_log(path: PathLike) -> List[Dict[str, Any]]:
+    """Read a training log of one JSON object per line.
+
+    A last line without its line break belongs to a run that is being written or was killed: it is left out.
+
+    Raises:
+        UserError: no such file, or a line that is no record with ``epoch`` and ``phase``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such training log")
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            record["epoch"], record["phase"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: expected a record with epoch and phase, got {line[:80]!r}") from error
+        records.append(record)
+    return records
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[str, Dict[int, float]]]:
+    """Arrange records as ``curves[scalar][phase][epoch]``; a repeated epoch (resumed run) keeps its last value."""
+    curves: Dict[str, Dict[str, Dict[int, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name == "epoch" or isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            curves.setdefault(name, {}).setdefault(record["phase"], {})[int(record["epoch"])] = float(value)
+    return curves
+
+
+def learning_curves(logs: Sequence[PathLike], path: PathLike) -> None:
+    """Draw every scalar of one or several training logs over the epochs; validation is dashed.
+
+    Args:
+        logs: files with lines such as ``{"epoch": 1, "phase": "train", "loss": 0.3}``; the folder of each names its
+            curves, the file itself where two share a folder name.
+        path: picture to write.
+
+    Raises:
+        UserError: a log is absent, malformed or holds no scalar.
+    """
+    names = [Path(log).resolve().parent.name for log in logs]
+    if len(set(names)) < len(names):
+        names = [str(log) for log in logs]
+    runs = {name: _curves(read_log(log)) for name, log in zip(names, logs, strict=True)}
+    scalars = list(dict.fromkeys(scalar for curves in runs.values() for scalar in curves))
+    if not scalars:
+        raise UserError(f"nothing to draw in {', '.join(str(log) for log in logs) or 'an empty list of logs'}")
+    columns = min(3, len(scalars))
+    rows = -(-len(scalars) // columns)
+    figure, axes = _figure(rows, columns, (4.6 * columns, 3.2 * rows))
+    for axis, scalar in zip(axes.flat, scalars, strict=False):
+        for index, (name, curves) in enumerate(runs.items()):
+            for phase, points in curves.get(scalar, {}).items():
+                epochs = sorted(points)
+                style = "-" if phase == "train" else "--"
+                values = [points[epoch] for epoch in epochs]
+                axis.plot(epochs, values, style, color=f"C{index % 10}", marker=".", label=f"{name} {phase}")
+        axis.set_title(scalar, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(scalars) :]:
+        axis.set_axis_off()
+    axes[0, 0].legend(fontsize=7)
+    _save(figure, path)

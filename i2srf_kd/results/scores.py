@@ -1,0 +1,65 @@
+"""Tables of scores, one line per utterance, and their summaries."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike, atomic_path
+
+LEVEL = 0.95
+RESAMPLES = 10000
+SEED = 0
+
+
+def write_csv(path: PathLike, rows: Sequence[Dict[str, Any]], columns: Sequence[str]) -> None:
+    """Write scores in full precision."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["utt", "seconds", *columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: PathLike) -> List[Dict[str, Any]]:
+    """Read what :func:`write_csv` wrote.
+
+    Raises:
+        UserError: no such file, or not a table of scores.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; score the system first (python -m i2srf_kd.bin.score)")
+    with open(path, newline="", encoding="utf-8") as file:
+        try:
+            return [
+                {name: value if name == "utt" else float(value) for name, value in row.items()}
+                for row in csv.DictReader(file, strict=True)
+            ]
+        except (TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: not a complete table of scores ({error}); score again") from error
+
+
+def _finite(value: float) -> Optional[float]:
+    return value if math.isfinite(value) else None
+
+
+def summarise(rows: Sequence[Dict[str, Any]], columns: Sequence[str]) -> Dict[str, Any]:
+    """Mean, interval and counts per metric. An undefined mean is null."""
+    metrics = {}
+    for name in columns:
+        interval = mean_with_interval([row[name] for row in rows], LEVEL, RESAMPLES, SEED)
+        metrics[name] = {
+            "mean": _finite(interval.mean),
+            "low": _finite(interval.low),
+            "high": _finite(interval.high),
+            "n": interval.n,
+            "n_nan": interval.n_nan,
+        }
+    return {
+        "utterances": len(rows),
+        "seconds": math.fsum(row["seconds"] for row in rows),
+        "interval": {"level": LEVEL, "method": "percentile bootstrap over utterances", "resamples": RESAMPLES},
+        "metrics": metrics,
+    }

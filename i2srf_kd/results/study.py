@@ -1,0 +1,443 @@
+"""What a report is about: systems with their trainings, scores and audio, read from an ablation or from experiments.
+
+An ablation is the table that :mod:`i2srf_kd.ablation.collect` writes (``results_<set>.json``; its docstring has the
+layout). Experiment folders are put into the same form: each is a system, those called ``<name>_seed<number>`` are the
+seeds of one.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from i2srf_kd.audio.ark import file_of
+from i2srf_kd.data.kaldi_dir import Table, read_table
+from i2srf_kd.inference.experiment import CONFIG, read_yaml
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
+from i2srf_kd.results.plots import read_log
+from i2srf_kd.results.results import COLUMNS, MIXTURE
+from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, read_csv
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
+
+METRICS_LOG, DIAGNOSTICS_LOG, ENVIRONMENT = "metrics.jsonl", "diagnostics.jsonl", "environment.json"
+TEACHER = "teacher"
+Score = Dict[str, Any]  # mean, low, high, ...; see i2srf_kd.ablation.collect
+
+
+@dataclass
+class Run:
+    """One training with its scores; what is absent is None.
+
+    Attributes:
+        seed: of the training, None where it has none (the mixtures).
+        experiment: folder that the training wrote.
+        scored: folder with ``scores.csv``.
+        audio_scp: table of enhanced files.
+        state: ``finished``, or how far an unfinished one got.
+    """
+
+    seed: Optional[int] = None
+    experiment: Optional[Path] = None
+    scored: Optional[Path] = None
+    audio_scp: Optional[Path] = None
+    state: str = "finished"
+
+    @cached_property
+    def scores(self) -> Dict[str, Dict[str, float]]:
+        """Scores of each utterance, by its name."""
+        if self.scored is None or not (self.scored / "scores.csv").is_file():
+            return {}
+        return {row["utt"]: row for row in read_csv(self.scored / "scores.csv")}
+
+    @cached_property
+    def metrics(self) -> List[Dict[str, Any]]:
+        """Lines of ``metrics.jsonl``."""
+        return self._log(METRICS_LOG)
+
+    @cached_property
+    def diagnostics(self) -> List[Dict[str, Any]]:
+        """Lines of ``diagnostics.jsonl``, in the order of their steps."""
+        return sorted(self._log(DIAGNOSTICS_LOG), key=lambda line: line.get("step", 0))
+
+    @cached_property
+    def config(self) -> Dict[str, Any]:
+        """Options of the training."""
+        return self._optional(CONFIG, read_yaml) or {}
+
+    @cached_property
+    def starts(self) -> List[Dict[str, Any]]:
+        """The environment at each start of the training."""
+        return (self._optional(ENVIRONMENT, read_json) or {}).get("starts", [])
+
+    @cached_property
+    def complexity(self) -> Optional[Dict[str, Any]]:
+        """Size and cost of the network."""
+        return self._optional("complexity.json", read_json)
+
+    def audio(self) -> Table:
+        """Enhanced file of each utterance."""
+        return read_audio_paths(self.audio_scp)
+
+    def _log(self, name: str) -> List[Dict[str, Any]]:
+        return self._optional(name, read_log) or []
+
+    def _optional(self, name: str, read: Any) -> Any:
+        path = self.experiment / name if self.experiment is not None else None
+        return read(path) if path is not None and path.is_file() else None
+
+
+@dataclass
+class System:
+    """A row of the table.
+
+    Attributes:
+        name: unique in the study.
+        runs: its seeds; one for the mixtures and the teacher.
+        metrics: score by metric.
+        differences: name of another system to score by metric, this system minus the other.
+        gap_closed: metric to the share of the teacher's gain over the baseline.
+        distilled: whether it learned from the teacher.
+        relative_cost: seconds per training step relative to the baseline's.
+    """
+
+    name: str
+    runs: List[Run]
+    metrics: Dict[str, Score] = field(default_factory=dict)
+    differences: Dict[str, Dict[str, Score]] = field(default_factory=dict)
+    gap_closed: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    distilled: bool = False
+    relative_cost: Optional[float] = None
+    complexity: Optional[Dict[str, Any]] = None
+
+    @property
+    def trained(self) -> List[Run]:
+        """Seeds that have left a log of their training."""
+        return [run for run in self.runs if run.metrics]
+
+    @property
+    def scored(self) -> List[Run]:
+        """Seeds that are scored."""
+        return [run for run in self.runs if run.scores]
+
+
+@dataclass
+class Study:
+    """Everything that a report shows."""
+
+    title: str
+    test_set: str
+    systems: List[System]
+    baseline: Optional[str]
+    mixture_scp: Optional[Path] = None
+    reference_scp: Optional[Path] = None
+    command: str = ""
+    environment: Dict[str, Any] = field(default_factory=dict)
+    interval: str = ""
+    is_validation: bool = False
+    source: Path = Path(".")
+
+    @property
+    def metrics(self) -> List[str]:
+        """Metrics that any system has, in the order of the columns."""
+        present = {metric for system in self.systems for metric in system.metrics}
+        return [metric for metric in COLUMNS if metric in present] + sorted(present - COLUMNS.keys())
+
+    @property
+    def cells(self) -> List[System]:
+        """The students."""
+        return [system for system in self.systems if system.name not in (MIXTURE, TEACHER)]
+
+    def system(self, name: Optional[str]) -> Optional[System]:
+        """The system of that name, if there is one."""
+        return next((system for system in self.systems if system.name == name), None)
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_audio_paths(scp: Optional[Path]) -> Table:
+    """A table of audio files; relative ones are relative to this process's folder or one that the table lies in."""
+    if scp is None or not scp.is_file():
+        return {}
+    return {utt: str(_existing(Path(path), scp)) for utt, path in read_table(scp).items()}
+
+
+def _existing(path: Path, scp: Path) -> Path:
+    file = file_of(path)
+    if path.is_absolute() or Path(file).exists():
+        return path
+    return next((folder / path for folder in scp.absolute().parents if (folder / file).exists()), path)
+
+
+def read_study(paths: Sequence[PathLike], test_set: Optional[str] = None, title: Optional[str] = None) -> Study:
+    """Read an ablation's folder or table, or experiment folders, or a folder of experiments.
+
+    Args:
+        paths: one ablation, or any number of experiments.
+        test_set: which test set, where there are several.
+        title: of the report.
+
+    Raises:
+        UserError: nothing to report on, or not clear what.
+    """
+    folders = [Path(path) for path in paths]
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder")
+    table = _table_of(folders[0], test_set) if len(folders) == 1 else None
+    return read_ablation(table, title) if table is not None else read_experiments(folders, test_set, title)
+
+
+def _table_of(path: Path, test_set: Optional[str]) -> Optional[Path]:
+    """The table of an ablation; None for other folders."""
+    if path.is_file():
+        return path
+    tables = {file.stem[len("results_") :]: file for file in sorted(path.glob("results_*.json"))}
+    tables = {name: file for name, file in tables.items() if "cells" in read_json(file)}
+    if not tables:
+        return None
+    return tables[_choose(tables, test_set, str(path))]
+
+
+def _choose(sets: Iterable[str], wanted: Optional[str], where: str) -> str:
+    names = sorted(sets)
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted in names:
+        return str(wanted)
+    if wanted is None and "test" in names:
+        return "test"
+    asked = "which test set?" if wanted is None else f"no test set {wanted}:"
+    raise UserError(f"{where}: {asked} give --set with one of {', '.join(names)}")
+
+
+# Ablations ------------------------------------------------------------------------------------------------------------
+
+
+def read_ablation(path: PathLike, title: Optional[str] = None) -> Study:
+    """Read the table of an ablation.
+
+    Raises:
+        UserError: it is not one, or of a newer format.
+    """
+    path = Path(path)
+    content = read_json(path)
+    if content.get("format") != 1 or "cells" not in content:
+        raise UserError(f"{path}: not a table of an ablation that this version can read; collect it again")
+    try:
+        return _ablation(path, content, title)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a complete table of an ablation ({error!r}); collect it again") from None
+
+
+def _ablation(path: Path, content: Mapping[str, Any], title: Optional[str]) -> Study:
+    def at(name: Optional[str]) -> Optional[Path]:
+        return None if name is None else path.parent / name
+
+    def run(entry: Mapping[str, Any]) -> Run:
+        experiment, scored, audio = (at(entry.get(key)) for key in ("experiment", "scored", "audio_scp"))
+        return Run(entry.get("seed"), experiment, scored, audio, entry.get("state", "finished"))
+
+    noisy, teacher = content["noisy"], content.get("teacher")
+    systems = [System(MIXTURE, [run(noisy)], noisy["metrics"] or {})]
+    if teacher:
+        systems.append(System(TEACHER, [run(teacher)], teacher["metrics"] or {}, complexity=teacher.get("complexity")))
+    for cell in content["cells"]:
+        systems.append(
+            System(
+                cell["name"],
+                [run(seed) for seed in cell["seeds"]],
+                cell["metrics"] or {},
+                cell.get("differences") or {},
+                cell.get("gap_closed") or {},
+                bool(cell.get("distill")),
+                cell.get("relative_cost"),
+                cell.get("complexity"),
+            )
+        )
+    interval = content.get("interval") or {}
+    return Study(
+        title or content.get("title") or path.parent.name,
+        content.get("set", ""),
+        systems,
+        content.get("baseline"),
+        at(noisy.get("audio_scp")),
+        at(noisy.get("reference_scp")),
+        content.get("command") or "",
+        content.get("environment") or {},
+        f"{100 * interval.get('level', LEVEL):g} % interval, {interval.get('method', 'bootstrap')}",
+        bool(content.get("is_validation")),
+        path,
+    )
+
+
+# Experiments ----------------------------------------------------------------------------------------------------------
+
+
+def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, title: Optional[str] = None) -> Study:
+    """Read experiment folders, or all of a folder of experiments; a student brings its teacher and the mixtures along.
+
+    Raises:
+        UserError: there is no experiment, or two share a name.
+    """
+    folders = [folder for path in paths for folder in _experiments_in(path)]
+    found = {name for folder in folders for name in _sets_scored(folder)}
+    chosen = _choose(found, test_set, ", ".join(map(str, paths))) if found or test_set else ""
+    runs = {folder: _run_of(folder, chosen) for folder in folders}
+    teacher = next((t for t in (_teacher_of(run) for run in runs.values()) if t is not None), None)
+    if teacher is not None and all(folder.resolve() != teacher.resolve() for folder in runs):
+        runs[teacher] = _run_of(teacher, chosen)
+    groups: Dict[str, List[Tuple[Path, Run]]] = {}
+    for folder, run in runs.items():
+        is_teacher = teacher is not None and folder.resolve() == teacher.resolve()
+        groups.setdefault(TEACHER if is_teacher else _system_name(folder), []).append((folder, run))
+    systems = [_system(name, group) for name, group in groups.items()]
+    noisy = folders[0].parent / MIXTURE / f"scored_{chosen}"
+    systems.append(System(MIXTURE, [Run(scored=noisy)] if noisy.is_dir() else []))
+    order = {MIXTURE: 0, TEACHER: 1}
+    systems.sort(key=lambda system: (order.get(system.name, 2), system.distilled, system.name))
+    systems = [system for system in systems if system.runs]
+    plain = [system for system in systems if system.name not in order and not system.distilled]
+    baseline = plain[0].name if plain else None
+    _score(systems, baseline)
+    data_dir = _data_dir(runs.values(), chosen)
+    table = _pipeline_results(folders[0].parent, chosen)
+    return Study(
+        title or table.get("title") or (paths[0].resolve().name if len(paths) == 1 else "Experiments"),
+        chosen,
+        systems,
+        baseline,
+        data_dir / "wav.scp" if data_dir else None,
+        data_dir / "spk1.scp" if data_dir else None,
+        "\n".join(table.get("commands") or []),
+        table.get("environment") or {},
+        f"{100 * LEVEL:g} % interval, percentile bootstrap over utterances and seeds, deviations of the seeds widened "
+        "for their small number",
+        source=paths[0],
+    )
+
+
+def _pipeline_results(folder: Path, test_set: str) -> Dict[str, Any]:
+    """What the pipeline has written beside its table, if it got that far."""
+    files = [folder / f"results_{test_set}.json", folder / "results.json"]
+    return next((read_json(file) for file in files if file.is_file()), {})
+
+
+def _experiments_in(path: Path) -> List[Path]:
+    if (path / METRICS_LOG).is_file():
+        return [path]
+    inside = sorted(log.parent for log in path.glob(f"*/{METRICS_LOG}") if ".bak-" not in log.parent.name)
+    if not inside:
+        raise UserError(f"{path}: neither an ablation nor an experiment: no results_<set>.json, no {METRICS_LOG}")
+    return inside
+
+
+def _sets_scored(folder: Path) -> List[str]:
+    return [file.parent.name[len("scored_") :] for file in folder.glob("scored_*/scores.csv")]
+
+
+def _run_of(folder: Path, test_set: str) -> Run:
+    scored, audio = folder / f"scored_{test_set}", folder / f"enhanced_{test_set}" / "spk1.scp"
+    run = Run(None, folder, scored if scored.is_dir() else None, audio if audio.is_file() else None)
+    run.seed = run.config.get("seed")
+    return run
+
+
+def _system_name(folder: Path) -> str:
+    return re.sub(r"_seed\d+$", "", folder.resolve().name)
+
+
+def _system(name: str, group: Sequence[Tuple[Path, Run]]) -> System:
+    folders = [folder for folder, _ in group]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise UserError(f"{', '.join(map(str, folders))}: several experiments of one name; report on them one by one")
+    runs = [run for _, run in group]
+    return System(name, runs, distilled=bool(runs[0].config.get("distill")), complexity=runs[0].complexity)
+
+
+def _teacher_of(run: Run) -> Optional[Path]:
+    """Folder of the teacher that a student learned from, if it is still there."""
+    config = run.config.get("teacher_config")
+    return _located(Path(config).parent, run) if config else None
+
+
+def _located(path: Path, run: Run) -> Optional[Path]:
+    """A path of a training's options, which may be relative to the folder that it was started in."""
+    starts = [Path(start["working_directory"]) for start in run.starts[-1:] if "working_directory" in start]
+    candidates = [path] if path.is_absolute() else [folder / path for folder in (*starts, Path("."))]
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+
+
+def _data_dir(runs: Iterable[Run], test_set: str) -> Optional[Path]:
+    """The test set's folder, beside that of the validation set."""
+    for run in runs:
+        for path, *_ in run.config.get("valid_data_path_and_name_and_type") or []:
+            folder = _located(Path(path).parent.parent / test_set, run) if test_set else None
+            if folder is not None and (folder / "wav.scp").is_file() and (folder / "spk1.scp").is_file():
+                return folder
+    return None
+
+
+def _score(systems: Sequence[System], baseline: Optional[str]) -> None:
+    """Fill in means with their intervals, and paired differences to the baseline."""
+    base = next((system for system in systems if system.name == baseline), None)
+    for system in systems:
+        system.metrics = _intervals(system.scored, [])
+        if base is not None and base.scored and system.distilled:
+            runs, minus = _common_seeds(system.scored, base.scored)
+            if runs:
+                system.differences[base.name] = _intervals(runs, minus)
+
+
+def _common_seeds(runs: Sequence[Run], others: Sequence[Run]) -> Tuple[List[Run], List[Run]]:
+    """The runs on either side whose seed the other side has as well, in the same order."""
+    by_seed = {run.seed: run for run in others}
+    common = [run for run in runs if run.seed in by_seed]
+    return common, [by_seed[run.seed] for run in common]
+
+
+def _intervals(runs: Sequence[Run], minus: Sequence[Run]) -> Dict[str, Score]:
+    """Interval by metric, over the utterances that all runs have; of differences where there is something to subtract.
+
+    Args:
+        runs: the seeds of a system.
+        minus: as many runs of another with the same seeds in the same order, or none.
+    """
+    if not runs:
+        return {}
+    every = [*runs, *minus]
+    utterances = sorted(set.intersection(*(set(run.scores) for run in every)))
+    metrics = [name for name in COLUMNS if all(name in run.scores[utt] for run in every for utt in utterances[:1])]
+    if not utterances:
+        return {}
+    bootstrap = CrossedBootstrap(len(runs), len(utterances), LEVEL, RESAMPLES, SEED)
+    result = {}
+    for metric in metrics:
+        values = _matrix(runs, utterances, metric)
+        if minus:
+            values = values - _matrix(minus, utterances, metric)
+        score = bootstrap.mean(values)._asdict()
+        result[metric] = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in score.items()}
+    return result
+
+
+def _matrix(runs: Sequence[Run], utterances: Sequence[str], metric: str) -> np.ndarray:
+    return np.array([[run.scores[utt][metric] for utt in utterances] for run in runs], dtype=float)

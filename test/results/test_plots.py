@@ -1,0 +1,76 @@
+"""Pictures are written and show what they should."""
+
+import json
+
+import numpy as np
+import pytest
+
+from i2srf_kd.results.plots import _curves, learning_curves, log_spectrogram, read_log, spectrogram_grid
+from i2srf_kd.system.errors import UserError
+
+pytest.importorskip("matplotlib")
+
+
+def _log(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_spectrogram_level_and_frequency():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    spectrum = log_spectrogram(tone, 16000)
+    assert spectrum.shape[0] == 257
+    assert np.all(spectrum.argmax(axis=0) == 32)  # 1000 Hz in steps of 31.25 Hz
+    assert spectrum.max() == pytest.approx(-6.0, abs=0.1)  # a full-scale sine under a Hann window
+
+
+def test_grid_has_one_row_per_waveform(tmp_path):
+    from PIL import Image
+
+    noise = np.random.default_rng(0).standard_normal(8000)
+    spectrogram_grid({"noisy": noise, "silent": np.zeros(8000), "short": noise[:100]}, 16000, tmp_path / "a" / "3.png")
+    spectrogram_grid({"noisy": noise}, 16000, tmp_path / "1.png")
+    with Image.open(tmp_path / "a" / "3.png") as three, Image.open(tmp_path / "1.png") as one:
+        assert three.size[0] == one.size[0] and three.size[1] > 2 * one.size[1]
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["3.png"]
+
+
+def test_grid_refuses_several_channels(tmp_path):
+    with pytest.raises(ValueError, match=r"stereo: shape \(2, 9\)"):
+        spectrogram_grid({"stereo": np.zeros((2, 9))}, 16000, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no waveform"):
+        spectrogram_grid({}, 16000, tmp_path / "x.png")
+
+
+def test_curves_of_two_runs(tmp_path):
+    logs = [
+        _log(tmp_path / run / "log.jsonl", [{"epoch": e, "phase": p, "loss": 1 / e} for e in (1, 2) for p in "tv"])
+        for run in ("teacher", "student")
+    ]
+    learning_curves(logs, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_resumed_epoch_keeps_its_last_value_and_text_is_no_curve(tmp_path):
+    lines = [
+        {"epoch": 1, "phase": "train", "loss": 3.0, "note": "x", "best": True},
+        {"epoch": 1, "phase": "train", "loss": 2.0},
+    ]
+    assert _curves(read_log(_log(tmp_path / "l.jsonl", lines))) == {"loss": {"train": {1: 2.0}}}
+
+
+def test_unfinished_last_line_is_left_out(tmp_path):
+    log = _log(tmp_path / "l.jsonl", [{"epoch": 1, "phase": "train", "loss": 3.0}])
+    log.write_text(log.read_text() + '{"epoch": 2, "pha')
+    assert len(read_log(log)) == 1
+
+
+def test_bad_logs_are_named(tmp_path):
+    log = _log(tmp_path / "l.jsonl", [{"epoch": 1, "phase": "train"}, {"loss": 1}])
+    with pytest.raises(UserError, match=r"l.jsonl:2: expected a record with epoch and phase"):
+        read_log(log)
+    with pytest.raises(UserError, match="no such training log"):
+        learning_curves([tmp_path / "absent"], tmp_path / "x.png")
+    with pytest.raises(UserError, match="nothing to draw"):
+        learning_curves([_log(tmp_path / "e.jsonl", [])], tmp_path / "x.png")

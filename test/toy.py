@@ -1,0 +1,169 @@
+"""A tiny enhancement task on noise, for tests of the training engine: about 20 ms a step, seconds a run."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import soundfile
+import torch
+import torch._dynamo  # an optimiser imports it at its first step, for 3 s: once here instead of in every child
+from espnet2.tasks.enh import EnhancementTask
+
+from i2srf_kd.espnet import trainer
+from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
+from i2srf_kd.system.errors import UserError
+from i2srf_kd.training import run_guard
+
+RATE = 16000
+CHUNK = 1600
+LENGTHS = {
+    "train": [800, 1600, 3000, 3200, 4000, 5555, 6400, 2500, 4800, 3333],
+    "valid": [1000, 3000, 1600, 4000, 2200],
+}
+
+
+class ToyTask(EnhancementTask):
+    """Plugs the engine in as a real task does."""
+
+    trainer = trainer.DistillTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: Any) -> None:
+        super().add_task_arguments(parser)
+        add_chunk_arguments(parser)
+
+    @classmethod
+    def build_task_iter_factory(cls, args: Any, iter_options: Any, mode: str) -> Any:
+        return build_chunk_iter_factory(args, iter_options, mode, cls)
+
+    @classmethod
+    def main_worker(cls, args: Any) -> None:
+        run_guard.guard_experiment(args, args.output_dir, run_guard.is_first_process(args))
+        super().main_worker(args)
+
+
+def write_data(folder: Path, channels: int = 1, kind: str = "flac") -> Path:
+    """Write train and valid sets of noisy noise in the layout of a dump folder."""
+    random = np.random.default_rng(0)
+    for name, lengths in LENGTHS.items():
+        lines: Dict[str, List[str]] = {"wav.scp": [], "spk1.scp": [], "speech_shape": []}
+        (folder / name).mkdir(parents=True)
+        for i, length in enumerate(lengths):
+            utt_id = f"{name}{i:02d}"
+            clean = random.uniform(-0.3, 0.3, length)
+            noisy = clean[:, None] + random.normal(0, 0.1, (length, channels))
+            for scp, audio in (("wav.scp", noisy.squeeze()), ("spk1.scp", clean)):
+                path = folder / name / f"{utt_id}.{scp[:3]}.{kind}"
+                soundfile.write(path, audio, RATE, subtype="PCM_16")
+                lines[scp].append(f"{utt_id} {path}")
+            lines["speech_shape"].append(f"{utt_id} {length}")
+        for file, content in lines.items():
+            (folder / name / file).write_text("\n".join(content) + "\n")
+    return folder
+
+
+SEPARATOR = """--separator rnn --separator_conf rnn_type=lstm --separator_conf num_spk=1 --separator_conf layer=2
+    --separator_conf unit=8 --separator_conf dropout=0.2"""
+
+
+def command(data: Path, output_dir: Path, *more: str, separator: str = SEPARATOR) -> List[str]:
+    """Options of a short run: 3 epochs; ``more`` comes last and wins."""
+    sets = []
+    for name in ("train", "valid"):
+        sets += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'wav.scp'},speech_mix,sound"]
+        sets += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'spk1.scp'},speech_ref1,sound"]
+        sets += [f"--{name}_shape_file", str(data / name / "speech_shape")]
+    options = f"""
+        --output_dir {output_dir} --iterator_type task --chunk_length {CHUNK} --batch_size 4 --max_epoch 3 --ngpu 0
+        --num_workers 0 --num_att_plot 0 --use_matplotlib false --use_tensorboard false --log_level WARNING --seed 3
+        --encoder stft --encoder_conf n_fft=64 --encoder_conf hop_length=32 --decoder stft --decoder_conf n_fft=64
+        --decoder_conf hop_length=32 {separator} --optim adam
+        --optim_conf lr=0.01 --quality_utts 0 --keep_nbest_models 2 --scheduler warmuplr --scheduler_conf warmup_steps=5
+    """.split()
+    return [*options, "--best_model_criterion", "valid,loss,min", *sets, *more]
+
+
+def train(arguments: Sequence[str], task: Any = ToyTask) -> None:
+    """Run ESPnet's main in this process."""
+    torch.set_num_threads(1)
+    task.main(cmd=list(arguments))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def start_ranks(arguments: Sequence[str], count: int, prepare: Any = None, task: Any = ToyTask) -> List[Any]:
+    """Start a training of ``count`` processes that talk through gloo."""
+    port = str(free_port())
+    more = ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
+    return [
+        start_child(
+            [*arguments, *more],
+            prepare,
+            {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            task,
+        )
+        for rank in range(count)
+    ]
+
+
+def join(processes: Sequence[Any], timeout: float = 120) -> List[int]:
+    """Exit codes; who is not done in time is killed."""
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def kill_self(*_: Any) -> None:
+    """Die as by kill -9."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(arguments: Sequence[str], prepare: Any = None, timeout: float = 120.0, environment: Any = None) -> int:
+    """Train in a forked process (ESPnet is imported already) and return its exit code; ``-9`` means killed."""
+    process = start_child(arguments, prepare, environment)
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError("the training did not end")
+    return int(process.exitcode or 0)
+
+
+def start_child(arguments: Sequence[str], prepare: Any = None, environment: Any = None, task: Any = ToyTask) -> Any:
+    """Start a training in a forked process; ``prepare()`` is called in it first."""
+
+    def run() -> None:
+        os.environ.update(environment or {})
+        if prepare is not None:
+            prepare()
+        try:
+            train(arguments, task)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    process = multiprocessing.get_context("fork").Process(target=run, daemon=False)
+    process.start()
+    return process
+
+
+def weights(output_dir: Path, name: str = "latest.pth") -> Dict[str, torch.Tensor]:
+    return torch.load(output_dir / name, weights_only=True)
+
+
+def same(a: Dict[str, torch.Tensor], b: Dict[str, torch.Tensor]) -> bool:
+    """Bit by bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
