@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
-from reports.browser import Browser, find_browser
+from results.browser import Browser, find_browser
 from results import synthetic
 
 from i2srf_kd.bin import report
