@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from i2srf_kd.distill.method import layout_of
 from i2srf_kd.distill.taps import Features, FeatureTaps
-from i2srf_kd.inference.experiment import CONFIG, read_yaml
+from i2srf_kd.inference.experiment import CONFIG
 from i2srf_kd.metrics.complexity import count_parameters
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError, run_command
 
 _SECONDS = (1.0, 1.5)

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 from typing import Any, Tuple, Union
 
-import yaml
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks.enh import EnhancementTask
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.inference.experiment import DEFAULT_FS, Experiment
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
@@ -32,14 +32,8 @@ register_all()
 
 def read_config(path: PathLike) -> argparse.Namespace:
     """Options of an ESPnet ``config.yaml``; UserError when absent or not one."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the config.yaml that training wrote")
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
-    if not isinstance(options, dict) or "separator" not in options:
+    options = read_yaml(path)
+    if "separator" not in options:
         raise UserError(f"{path} is no configuration of an ESPnet enhancement model: it names no separator")
     return argparse.Namespace(**options)
 

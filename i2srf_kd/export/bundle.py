@@ -36,9 +36,10 @@ from i2srf_kd.export.onnx import (
 )
 from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
 from i2srf_kd.inference.enhancer import Enhancer, OnnxFunction, WaveformDPDCRN, measure_complexity
-from i2srf_kd.inference.experiment import CONFIG, Experiment, read_yaml, split_model_path
+from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights

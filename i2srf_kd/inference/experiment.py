@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-import yaml
-
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.presets import network_from_options
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
@@ -25,23 +24,6 @@ TRAINING_ONLY_PREFIX = "distillation."
 _STFT_DEFAULTS = {"n_fft": 512, "win_length": None, "hop_length": 128, "window": "hann", "center": True}
 _STFT_DEFAULTS.update({"normalized": False, "onesided": True, "spec_transform_type": None})
 DEFAULT_FS = 16000
-
-
-def read_yaml(path: PathLike) -> Dict[str, Any]:
-    """Read a YAML file of options.
-
-    Raises:
-        UserError: it is absent, no valid YAML, or no mapping.
-    """
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
-    if not isinstance(options, dict):
-        raise UserError(f"{path} holds no options")
-    return options
 
 
 class Experiment:

@@ -17,11 +17,12 @@ import numpy as np
 
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.data.kaldi_dir import Table, read_table
-from i2srf_kd.inference.experiment import CONFIG, read_yaml
+from i2srf_kd.inference.experiment import CONFIG
 from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.results.plots import read_log
 from i2srf_kd.results.results import COLUMNS, MIXTURE
 from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, read_csv
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 
