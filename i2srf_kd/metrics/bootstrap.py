@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Iterator, NamedTuple
+from typing import Any, NamedTuple, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,17 +35,21 @@ class Difference(NamedTuple):
     """Share of resamples whose mean difference is above 0."""
 
 
-def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Means of ``resamples`` draws with replacement: ``(n,)`` to ``(resamples,)``. Memory stays bounded."""
-
-    def chunks() -> Iterator[NDArray[np.float64]]:
-        generator = np.random.default_rng(seed)
-        rows = max(1, _INDICES_AT_ONCE // len(values))
-        for start in range(0, resamples, rows):
-            shape = (min(rows, resamples - start), len(values))
-            yield values[generator.integers(0, len(values), shape)].mean(axis=1)
-
-    return np.concatenate(list(chunks()))
+def _resampled_means(values: NDArray[np.float64], level: float, resamples: int, seed: int) -> Tuple[Any, float, float]:
+    """Means of the draws with replacement, ``(n,)`` to ``(resamples,)``, and the bounds of their middle ``level``."""
+    if len(values) == 1:  # which scipy refuses
+        return values, float(values[0]), float(values[0])
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _INDICES_AT_ONCE // len(values)),  # memory stays bounded
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    return result.bootstrap_distribution, float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _check(level: float, resamples: int) -> None:
@@ -81,7 +85,7 @@ def mean_with_interval(values: ArrayLike, level: float = 0.95, resamples: int = 
     missing = len(scores) - len(defined)
     if not len(defined):
         return Interval(float("nan"), float("nan"), float("nan"), 0, missing)
-    low, high = _bounds(_resampled_means(defined, resamples, seed), level)
+    _, low, high = _resampled_means(defined, level, resamples, seed)
     return Interval(float(defined.mean()), low, high, len(defined), missing)
 
 
@@ -112,8 +116,7 @@ def paired_difference(
     missing = len(differences) - len(defined)
     if not len(defined):
         return Difference(float("nan"), float("nan"), float("nan"), 0, missing, float("nan"))
-    means = _resampled_means(defined, resamples, seed)
-    low, high = _bounds(means, level)
+    means, low, high = _resampled_means(defined, level, resamples, seed)
     return Difference(float(defined.mean()), low, high, len(defined), missing, float(np.mean(means > 0)))
 
 

@@ -1,4 +1,4 @@
-"""Pictures: spectrograms on one colour scale, learning curves. matplotlib is imported only when one is drawn."""
+"""Spectrograms on one colour scale, and the logs of trainings. matplotlib is imported only when one is drawn."""
 
 import json
 from pathlib import Path
@@ -101,51 +101,3 @@ def read_log(path: PathLike) -> List[Dict[str, Any]]:
             raise UserError(f"{path}:{number}: expected a record with epoch and phase, got {line[:80]!r}") from error
         records.append(record)
     return records
-
-
-def _curves(records: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[str, Dict[int, float]]]:
-    """Arrange records as ``curves[scalar][phase][epoch]``; a repeated epoch (resumed run) keeps its last value."""
-    curves: Dict[str, Dict[str, Dict[int, float]]] = {}
-    for record in records:
-        for name, value in record.items():
-            if name == "epoch" or isinstance(value, bool) or not isinstance(value, (int, float)):
-                continue
-            curves.setdefault(name, {}).setdefault(record["phase"], {})[int(record["epoch"])] = float(value)
-    return curves
-
-
-def learning_curves(logs: Sequence[PathLike], path: PathLike) -> None:
-    """Draw every scalar of one or several training logs over the epochs; validation is dashed.
-
-    Args:
-        logs: files with lines such as ``{"epoch": 1, "phase": "train", "loss": 0.3}``; the folder of each names its
-            curves, the file itself where two share a folder name.
-        path: picture to write.
-
-    Raises:
-        UserError: a log is absent, malformed or holds no scalar.
-    """
-    names = [Path(log).resolve().parent.name for log in logs]
-    if len(set(names)) < len(names):
-        names = [str(log) for log in logs]
-    runs = {name: _curves(read_log(log)) for name, log in zip(names, logs, strict=True)}
-    scalars = list(dict.fromkeys(scalar for curves in runs.values() for scalar in curves))
-    if not scalars:
-        raise UserError(f"nothing to draw in {', '.join(str(log) for log in logs) or 'an empty list of logs'}")
-    columns = min(3, len(scalars))
-    rows = -(-len(scalars) // columns)
-    figure, axes = _figure(rows, columns, (4.6 * columns, 3.2 * rows))
-    for axis, scalar in zip(axes.flat, scalars, strict=False):
-        for index, (name, curves) in enumerate(runs.items()):
-            for phase, points in curves.get(scalar, {}).items():
-                epochs = sorted(points)
-                style = "-" if phase == "train" else "--"
-                values = [points[epoch] for epoch in epochs]
-                axis.plot(epochs, values, style, color=f"C{index % 10}", marker=".", label=f"{name} {phase}")
-        axis.set_title(scalar, fontsize=10)
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(scalars) :]:
-        axis.set_axis_off()
-    axes[0, 0].legend(fontsize=7)
-    _save(figure, path)

@@ -5,13 +5,6 @@ import datetime
 import json
 import logging
 import math
-import os
-import platform
-import shlex
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence
 
@@ -21,12 +14,14 @@ import torch
 from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.iterator import ChunkDataset
+from i2srf_kd.metrics.names import IN_TRAINING
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.memory import peak_resident_bytes
+from i2srf_kd.system.provenance import start_record
 
 METRICS = "metrics.jsonl"
-QUALITY_SCORES = ("pesq", "stoi", "si_sdr")
+QUALITY_SCORES = tuple(IN_TRAINING)
 
 
 def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,60 +138,11 @@ def record_environment(output_dir: Path) -> None:
 
 def environment() -> Dict[str, Any]:
     """What is needed to run the same again."""
-    import espnet
-    import soundfile
-
-    import i2srf_kd
-
+    record = start_record()
     cuda = torch.cuda.is_available()
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "command": shlex.join([sys.executable, *sys.argv]),
-        "working_directory": os.getcwd(),
-        "git_hash": git_hash(Path(i2srf_kd.__file__).parent),
-        "python": platform.python_version(),
-        "versions": {
-            "i2srf_kd": i2srf_kd.__version__,
-            "espnet": espnet.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "soundfile": soundfile.__version__,
-            "cuda": torch.version.cuda if cuda else None,
-        },
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def git_hash(folder: Path) -> Optional[str]:
-    """Commit of the working tree, with ``-dirty`` for changes; ``None`` outside of git."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    record["versions"].update(torch=torch.__version__, cuda=torch.version.cuda if cuda else None)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    return {**record, "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
 
 def enhance_utterance(model: Any, mixture: np.ndarray) -> np.ndarray:

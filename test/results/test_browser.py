@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
-from results.browser import Browser, find_browser
 from results import synthetic
+from results.browser import Browser, find_browser
 
 from i2srf_kd.bin import report
 

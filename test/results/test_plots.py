@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from i2srf_kd.results.plots import _curves, learning_curves, log_spectrogram, read_log, spectrogram_grid
+from i2srf_kd.results.plots import log_spectrogram, read_log, spectrogram_grid
 from i2srf_kd.system.errors import UserError
 
 pytest.importorskip("matplotlib")
@@ -43,23 +43,6 @@ def test_grid_refuses_several_channels(tmp_path):
         spectrogram_grid({}, 16000, tmp_path / "x.png")
 
 
-def test_curves_of_two_runs(tmp_path):
-    logs = [
-        _log(tmp_path / run / "log.jsonl", [{"epoch": e, "phase": p, "loss": 1 / e} for e in (1, 2) for p in "tv"])
-        for run in ("teacher", "student")
-    ]
-    learning_curves(logs, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_resumed_epoch_keeps_its_last_value_and_text_is_no_curve(tmp_path):
-    lines = [
-        {"epoch": 1, "phase": "train", "loss": 3.0, "note": "x", "best": True},
-        {"epoch": 1, "phase": "train", "loss": 2.0},
-    ]
-    assert _curves(read_log(_log(tmp_path / "l.jsonl", lines))) == {"loss": {"train": {1: 2.0}}}
-
-
 def test_unfinished_last_line_is_left_out(tmp_path):
     log = _log(tmp_path / "l.jsonl", [{"epoch": 1, "phase": "train", "loss": 3.0}])
     log.write_text(log.read_text() + '{"epoch": 2, "pha')
@@ -71,6 +54,4 @@ def test_bad_logs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"l.jsonl:2: expected a record with epoch and phase"):
         read_log(log)
     with pytest.raises(UserError, match="no such training log"):
-        learning_curves([tmp_path / "absent"], tmp_path / "x.png")
-    with pytest.raises(UserError, match="nothing to draw"):
-        learning_curves([_log(tmp_path / "e.jsonl", [])], tmp_path / "x.png")
+        read_log(tmp_path / "absent")

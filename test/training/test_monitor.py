@@ -44,10 +44,6 @@ def test_environment_grows_by_one_record_per_start(tmp_path):
     assert first["cpu_count"] > 0 and first["host"] and first["command"]
 
 
-def test_git_hash(tmp_path):
-    assert monitor.git_hash(tmp_path / "absent") is None
-
-
 class Scale(torch.nn.Module):
     """Stands for a model: estimates half of the mixture, in the variance-normalised domain if asked to."""
 
