@@ -9,8 +9,8 @@ import setuptools
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = {"yaml": "pyyaml"}  # modules called otherwise than the package they come with
-# Metrics, reports, ONNX and ESPnet are extras; so is what only ablations, benchmarks and some data commands need.
-EXTRAS = ("ablation", "bench", "espnet", "metrics", "reports", "export", "data", "bin")
+# Metrics, reports, ONNX and ESPnet are extras; so is what only ablations and some data commands need.
+EXTRAS = ("ablation", "bin", "corpora", "data", "espnet", "export", "metrics", "results", "training")
 OPTIONAL = {"soxr"}
 
 

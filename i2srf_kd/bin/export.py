@@ -3,7 +3,7 @@
     python -m i2srf_kd.bin.export exp/student -o exp/student/export --training_data "VoiceBank-DEMAND, CC BY 4.0"
 
 The folder holds the weights, their configuration, a model card and, where onnx and onnxruntime are installed,
-model.onnx. --int8 adds model_int8.onnx, which is faster and less exact (python -m i2srf_kd.bin.bench quality says by
+model.onnx. --int8 adds model_int8.onnx, which is faster and less exact (python tools/bench quality says by
 how much). An older export in the same folder is replaced. Also writes complexity.json into the experiment.
 """
 

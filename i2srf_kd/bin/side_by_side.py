@@ -1,21 +1,19 @@
-"""Write one table of cost and quality of networks and of packages from elsewhere.
+"""Write one table of cost and quality of networks.
 
     python -m i2srf_kd.bin.side_by_side --out exp/SIDE_BY_SIDE.md --cost exp/cost.json \\
-        --system noisy=exp/noisy/scored_test --system dpdcrn=exp/dpdcrn/scored_test \\
-        --peer exp/rnnoise/enhanced_test/enhance.json=exp/rnnoise/scored_test --baseline dpdcrn
+        --system noisy=exp/noisy/scored_test --system dpdcrn=exp/dpdcrn/scored_test \--baseline dpdcrn
 
-Costs are those of bench models --json and of enhance_peer, scores those of bin.score. The same content goes to a JSON
+Costs are those of python tools/bench models --json, scores those of bin.score. The same content goes to a JSON
 file of the same name in small letters beside it. egs/voicebank/local/side_by_side.sh does everything.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
-from i2srf_kd.bench import side_by_side
 from i2srf_kd.bin.results import read_system
-from i2srf_kd.results import results
+from i2srf_kd.results import results, side_by_side
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.files import write_text
 
@@ -29,22 +27,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", default="Side by side", help="heading of the file")
     parser.add_argument("--cost", metavar="JSON", help="of bench models")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=SCORED_DIR")
-    parser.add_argument("--peer", action="append", default=[], metavar="ENHANCE_JSON=SCORED_DIR")
     parser.add_argument("--baseline", metavar="NAME", help="paired difference of every other network to this one")
     parser.add_argument("--note", action="append", default=[], help="remark below the table")
     parser.add_argument("--command", action="append", default=[], help="command that led to these results")
     return parser
-
-
-def read_peer(text: str) -> Tuple[Dict[str, Any], results.System]:
-    """Read ``ENHANCE_JSON=SCORED_DIR``: the record of a peer and its scores."""
-    path, equals, scored = text.partition("=")
-    if not (path and equals and scored):
-        raise UserError(f"--peer {text}: expected ENHANCE_JSON=SCORED_DIR")
-    record = side_by_side.read_json(path)
-    if "peer" not in record:
-        raise UserError(f"{path}: not written by python -m i2srf_kd.bin.enhance_peer")
-    return record, results.read_system(record["peer"], scored)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -54,22 +40,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if json_file == args.out:
         raise UserError(f"--out {args.out}: give the name of a Markdown file; the JSON file is written beside it")
     networks = [read_system(text) for text in args.system]
-    peers = [read_peer(text) for text in args.peer]
     costs, conditions = side_by_side.read_costs(args.cost) if args.cost else ({}, {})
     comparisons: List[Tuple[str, str]] = []
     if args.baseline is not None:
         names = [system.name for system in networks if system.name != results.MIXTURE]
         comparisons = [(name, args.baseline) for name in names if name != args.baseline]
-    content = side_by_side.build(
-        args.title,
-        [*networks, *(system for _, system in peers)],
-        costs,
-        conditions,
-        [record for record, _ in peers],
-        comparisons,
-        args.note,
-        args.command,
-    )
+    content = side_by_side.build(args.title, networks, costs, conditions, comparisons, args.note, args.command)
     write_text(args.out, side_by_side.to_markdown(content))
     write_text(json_file, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     print(f"{args.out}: {len(content['rows'])} systems")

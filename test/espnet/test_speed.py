@@ -9,9 +9,9 @@ import speech_task
 import torch
 import toy
 
-from i2srf_kd.bench.flags import TrainingStep
-from i2srf_kd.bench.pair import Pair
-from i2srf_kd.bin.bench import get_parser
+from bench.command import get_parser
+from bench.flags import TrainingStep
+from bench.pair import Pair
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.blocks import DilatedDenseBlock
 from i2srf_kd.system.errors import UserError

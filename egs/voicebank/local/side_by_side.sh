@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# This project's students beside the enhancement networks that ESPnet ships, and beside packages with weights of their
-# own: local/side_by_side.sh [options of run.sh]
+# This project's students beside the enhancement networks that ESPnet ships: local/side_by_side.sh [options of run.sh]
 # Every network gets the same short training, by default on the mini corpus; one table (SIDE_BY_SIDE.md in expdir) shows
 # parameters, MACs, real-time factor on one and two threads, peak memory and scores. What is finished is skipped.
 
@@ -8,8 +7,6 @@
 ## Side by side
 systems="dpdcrn_tiny dccrn_tiny bsrnn_tiny dprnn_tiny tfgridnet_tiny dpdcrn_student" # files of conf/side_by_side that are trained and scored; may be empty
 cost_only="dccrn_student bsrnn_student dprnn_student tfgridnet_student" # files whose cost alone is measured; may be empty
-peers=                   # packages with weights of their own: rnnoise deepfilternet3 webrtc noisereduce
-venv_dir=                # where their environments are built; by default peers in expdir
 bench_utterances=4       # utterances of the test set that are timed
 bench_repeats=5          # turns that are timed
 # end options
@@ -39,7 +36,6 @@ done < <(./run.sh "${pipeline_options[@]}" --show_options true)
 [[ -n "${resolved[rawdir]:-}" ]] || exit 2 # run.sh has said why
 expdir="${resolved[expdir]}" rawdir="${resolved[rawdir]}" force="${resolved[force]}" python="${resolved[python]}"
 logdir="${resolved[logdir]}"
-: "${venv_dir:=${expdir}/peers}"
 if [[ "${python}" == python ]]; then
     # shellcheck disable=SC1091
     . ./path.sh
@@ -65,19 +61,8 @@ measure_costs() {
     skip_if_done "${expdir}/.done_cost" redo "input_models=${models[*]}" "input_configs=$(checksum "${configs[@]}")" \
         "input_data=$(checksum "${rawdir}/.done_${set}")" "input_bench=${bench_utterances} ${bench_repeats}" && return
     log "measuring the cost of ${#models[@]} networks"
-    run "${python}" -m i2srf_kd.bin.bench models "${models[@]}" --data_dir "${rawdir}/${set}" \
+    run "${python}" "${repo}/tools/bench" models "${models[@]}" --data_dir "${rawdir}/${set}" \
         --utterances "${bench_utterances}" --repeats "${bench_repeats}" --json "${expdir}/cost.json"
-    mark_done
-}
-
-# Enhance and score test set $2 with peer $1.
-score_peer() {
-    local peer="$1" set="$2" out="${expdir}/$1"
-    skip_if_done "${out}/.done_${set}" redo "input_data=$(checksum "${rawdir}/.done_${set}")" \
-        "input_peers=$(checksum "${repo}/i2srf_kd/bench/"peer{s,_process}.py)" && return
-    run "${python}" -m i2srf_kd.bin.enhance_peer "${peer}" "${rawdir}/${set}" "${out}/enhanced_${set}" \
-        --venv_dir "${venv_dir}"
-    run "${python}" -m i2srf_kd.bin.score "${rawdir}/${set}" "${out}/enhanced_${set}/wav.scp" "${out}/scored_${set}"
     mark_done
 }
 
@@ -93,9 +78,6 @@ write_table() {
         rows+=(--baseline "${systems%% *}" --note "${training_note}")
     fi
     [[ -z "${systems// /}${cost_only// /}" ]] || rows+=(--cost "${expdir}/cost.json")
-    for name in ${peers}; do
-        rows+=(--peer "${expdir}/${name}/enhanced_${set}/enhance.json=${expdir}/${name}/scored_${set}")
-    done
     run "${python}" -m i2srf_kd.bin.side_by_side "${rows[@]}" --out "${expdir}/${table}" \
         --title "Side by side: $(basename -- "$(pwd)")$([[ "${mini}" != true ]] || echo ", mini corpus"), ${set}" \
         --command "${RECIPE_COMMAND}"
@@ -111,8 +93,5 @@ done
 run_recipe --stage 6 --stop_stage 6 --score_systems noisy
 measure_costs "${test_set_names[0]}"
 for set in "${test_set_names[@]}"; do
-    for name in ${peers}; do
-        score_peer "${name}" "${set}"
-    done
     write_table "${set}"
 done

@@ -7,15 +7,15 @@ import argparse
 import copy
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 import torch
+from reference import network as reference
 from torch import Tensor
 
-from i2srf_kd.bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
-from i2srf_kd.bench.memory import memory_columns
-from i2srf_kd.bench.reference import MISSING, load_reference
-from i2srf_kd.bench.report import Column, Report
+from bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
+from bench.memory import memory_columns
+from bench.report import Column, Report
 from i2srf_kd.export.onnx import INPUT, export_onnx, missing_packages
 from i2srf_kd.metrics.complexity import count_macs
 from i2srf_kd.nets import DPDCRN, PRESETS, STFT, build_dpdcrn
@@ -43,10 +43,8 @@ class Recording:
 
     def enhancers(self) -> Dict[str, Enhance]:
         """Ways to the enhanced spectrum ``(1, 2, T, F)``."""
-        reference = load_reference("network")
         found: Dict[str, Enhance] = {OURS: lambda: self.network(self.spectrum).spectrum, BFLOAT: self._bfloat16}
-        if reference is not None:
-            found[NAIVE] = lambda: reference.forward(self.network, self.spectrum)
+        found[NAIVE] = lambda: reference.forward(self.network, self.spectrum)
         if not missing_packages() and self.device == "cpu":
             found[ONNX] = onnx_enhancer(self.network, self.spectrum, self.threads)
         return found
@@ -55,11 +53,8 @@ class Recording:
         with torch.autocast(self.device, torch.bfloat16):
             return self.network(self.spectrum).spectrum
 
-    def exact(self) -> Optional[Tensor]:
+    def exact(self) -> Tensor:
         """What the naive network gives in float64."""
-        reference = load_reference("network")
-        if reference is None:
-            return None
         return reference.forward(copy.deepcopy(self.network).double(), self.spectrum.double())
 
 
@@ -109,9 +104,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         row: Dict[str, Any] = {"name": name, "seconds": seconds[name], "rtf": seconds[name] / args.seconds}
         row.update(faster=ratio(turns, name, NAIVE), peak_mb=memory.get(name))
         row["times_floor"] = seconds[name] / floor.seconds(rates) if name != BFLOAT else None
-        if exact is not None:
-            output = without_gradient(enhancers[name])()
-            row["error"] = float((output - exact).abs().max() / exact.abs().max())
+        output = without_gradient(enhancers[name])()
+        row["error"] = float((output - exact).abs().max() / exact.abs().max())
         rows.append(row)
     columns = (
         Column("name", "network"),
@@ -122,4 +116,4 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         Column("times_floor", "time over floor", "{:.2f}"),
     )
     conditions = {"preset": args.preset, "seconds": args.seconds, "GFLOP/s": rates.flops_per_second / 1e9}
-    return Report("infer", columns, rows, conditions, [] if exact is not None else [MISSING])
+    return Report("infer", columns, rows, conditions)

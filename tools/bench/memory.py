@@ -3,7 +3,7 @@
 import argparse
 from typing import Dict, Sequence
 
-from i2srf_kd.bench.measure import usage_of
+from bench.measure import usage_of
 
 
 def memory_columns(args: argparse.Namespace, arguments: Sequence[str], names: Sequence[str]) -> Dict[str, float]:

@@ -8,9 +8,10 @@ computes and drops. The arithmetic is the published one in all of them, except i
 import argparse
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
+from reference import distillation
 from torch import Tensor
 
-from i2srf_kd.bench.measure import (
+from bench.measure import (
     Clock,
     Floor,
     Work,
@@ -21,16 +22,17 @@ from i2srf_kd.bench.measure import (
     ratio,
     total_bytes,
 )
-from i2srf_kd.bench.memory import memory_columns
-from i2srf_kd.bench.pair import Pair, add_pair_options, feature_tensors
-from i2srf_kd.bench.reference import MISSING, load_reference
-from i2srf_kd.bench.report import Column, Report
+from bench.memory import memory_columns
+from bench.pair import Pair, add_pair_options, feature_tensors
+from bench.report import Column, Report
 from i2srf_kd.distill.products import padding_flops
 
 OUR_CALIBRATION, NAIVE_CALIBRATION = "calibration", "calibration, naive"
 OUR_LOSS, NAIVE_LOSS, PUBLISHED = "whole loss", "whole loss, naive", "whole loss, published code"
 DEFAULT = "whole loss, default options"
 STUDENT, TEACHER = "student forward and backward", "teacher forward"
+# The candidates in the order of the table.
+NAMES = (NAIVE_CALIBRATION, OUR_CALIBRATION, PUBLISHED, NAIVE_LOSS, OUR_LOSS, DEFAULT, STUDENT, TEACHER)
 # Each is measured in a process of its own, which takes longer than the loss itself.
 WITH_MEMORY = (NAIVE_LOSS, OUR_LOSS)
 REFERENCES = {OUR_CALIBRATION: NAIVE_CALIBRATION, OUR_LOSS: NAIVE_LOSS, DEFAULT: NAIVE_LOSS}
@@ -44,21 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(batch=4)
 
 
-def _names() -> List[str]:
-    """Of the candidates, in the order of the table."""
-    if load_reference("distillation") is None:
-        return [OUR_CALIBRATION, OUR_LOSS, DEFAULT, STUDENT, TEACHER]
-    return [NAIVE_CALIBRATION, OUR_CALIBRATION, PUBLISHED, NAIVE_LOSS, OUR_LOSS, DEFAULT, STUDENT, TEACHER]
-
-
 def candidates(args: argparse.Namespace) -> Dict[str, Work]:
     """What is measured, by name."""
     return _candidates(Pair(args))
 
 
 def _candidates(pair: Pair) -> Dict[str, Work]:
-    method, reference = pair.published_method(), load_reference("distillation")
-    default = pair.default_method()
+    method, default = pair.published_method(), pair.default_method()
     fused = [
         [f.detach() for f in fusion(side.features)]
         for fusion, side in (
@@ -84,6 +78,11 @@ def _candidates(pair: Pair) -> Dict[str, Work]:
         pair.task_loss(pair.student(pair.spectrum).spectrum).backward()
         pair.student.zero_grad()
 
+    def naive(every_step: bool) -> Work:
+        return lambda: backward(
+            distillation.total_loss(method, pair.student_leaves().features, pair.teacher_side.features, every_step)
+        )
+
     found: Dict[str, Work] = {
         OUR_CALIBRATION: lambda: calibration(lambda loss, *features: loss(*features).loss),
         OUR_LOSS: lambda: backward(method(pair.student_leaves(), pair.teacher_side)),
@@ -91,15 +90,8 @@ def _candidates(pair: Pair) -> Dict[str, Work]:
         STUDENT: student_step,
         TEACHER: lambda: pair.teacher(pair.spectrum),
     }
-    if reference is not None:
-
-        def naive(every_step: bool) -> Work:
-            return lambda: backward(
-                reference.total_loss(method, pair.student_leaves().features, pair.teacher_side.features, every_step)
-            )
-
-        found[NAIVE_CALIBRATION] = lambda: calibration(reference.set_loss)
-        found[NAIVE_LOSS], found[PUBLISHED] = naive(False), naive(True)
+    found[NAIVE_CALIBRATION] = lambda: calibration(distillation.set_loss)
+    found[NAIVE_LOSS], found[PUBLISHED] = naive(False), naive(True)
     return found
 
 
@@ -115,7 +107,7 @@ def floors(pair: Pair, work: Mapping[str, Work]) -> Dict[str, Floor]:
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
     # First, while this process holds little itself.
-    memory = memory_columns(args, arguments, [name for name in _names() if name in WITH_MEMORY])
+    memory = memory_columns(args, arguments, WITH_MEMORY)
     clock, pair = Clock(args.device, args.threads), Pair(args)
     work = _candidates(pair)
     rates, limits = measure_rates(clock), floors(pair, work)
@@ -123,7 +115,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     seconds = median_seconds(turns)
     others = seconds[STUDENT] + seconds[TEACHER]
     rows: List[Dict[str, Any]] = []
-    for name in _names():
+    for name in NAMES:
         reference = REFERENCES.get(name, "")
         row: Dict[str, Any] = {"name": name, "seconds": seconds[name], "peak_mb": memory.get(name)}
         row["faster"] = ratio(turns, name, reference)
@@ -148,5 +140,4 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     conditions = {"clips": args.batch, "frames": pair.frames, "GFLOP/s": rates.flops_per_second / 1e9}
     conditions["GB/s"] = rates.bytes_per_second / 1e9
     notes = ["A training step is student forward and backward, teacher forward and the loss of the row."]
-    notes += [] if load_reference("distillation") else [MISSING]
     return Report("loss", columns, rows, conditions, notes)

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 import torch
 
-from i2srf_kd.bench.measure import ALLOCATOR, ALLOCATORS, Clock, Work, usage_of
-from i2srf_kd.bench.report import Column, Report
+from bench.measure import ALLOCATOR, ALLOCATORS, Clock, Work, usage_of
+from bench.report import Column, Report
 from i2srf_kd.bin.enhance import OVERLAP_SECONDS, WINDOW_SECONDS, Job, Options, Windows, enhance_file
 from i2srf_kd.export.onnx import export_onnx, missing_packages
 from i2srf_kd.inference.enhancer import Enhancer, WaveformDPDCRN

@@ -2,20 +2,20 @@
 
 import json
 import re
-from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from export.trained import make_experiment, make_network
+from reference.loader import whole_file_batches
 
+from bench import curve, infer, loss, measure, quality, scale
+from bench.command import get_parser, main
+from bench.pair import Pair
+from bench.report import Column, Report
 from i2srf_kd.audio.io import write_audio
-from i2srf_kd.bench import curve, infer, loss, measure, quality, scale
-from i2srf_kd.bench import reference as reference_folder
-from i2srf_kd.bench.pair import Pair
-from i2srf_kd.bench.reference import load_reference
-from i2srf_kd.bench.report import Column, Report
-from i2srf_kd.bin.bench import get_parser, main
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import missing_packages
 from i2srf_kd.system.errors import UserError
@@ -86,7 +86,7 @@ def test_loader_and_its_reference(tmp_path):
 
 
 def test_whole_files_give_the_same_batches(tmp_path):
-    from i2srf_kd.bench.loader import write_corpus
+    from bench.loader import write_corpus
     from i2srf_kd.data.chunks import training_batches
     from i2srf_kd.espnet.iterator import ChunkDataset, FixedChunkIterFactory
 
@@ -99,7 +99,7 @@ def test_whole_files_give_the_same_batches(tmp_path):
         return training_batches(lengths, 8000, 4000, 2, 0, epoch)
 
     ours = [batch["wav"] for _, batch in FixedChunkIterFactory(dataset, batches).build_iter(1)]
-    plain = [batch["wav"] for batch in load_reference("loader").whole_file_batches(dataset.files, batches, 1)]
+    plain = [batch["wav"] for batch in whole_file_batches(dataset.files, batches, 1)]
     assert len(ours) == len(plain) == 4
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
@@ -199,12 +199,10 @@ def test_allocator_settings_are_those_of_the_recipes(repository):
     assert dict(re.findall(r"\b(MALLOC_[A-Z_]+|GOMP_SPINCOUNT)=(\d+)", script)) == measure.ALLOCATOR
 
 
-def test_outside_a_checkout_the_ratio_is_left_out(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reference_folder, "FOLDER", Path(tmp_path))
-    rows = rows_of("infer --preset dpdcrn_tiny --seconds 0.2 --repeats 1 --no_memory".split(), tmp_path)
-    assert infer.NAIVE not in {row["name"] for row in rows}
-    assert all(row["faster"] is None and "error" not in row for row in rows)
-    assert "test/reference of a checkout" in capsys.readouterr().out
+def test_runs_as_a_folder(repository):
+    command = [sys.executable, str(repository / "tools" / "bench"), "loader", "--repeats", "0"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: --repeats must be at least 1\n"
 
 
 def test_wrong_options():

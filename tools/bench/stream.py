@@ -15,8 +15,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from bench.report import Column, Report
 from i2srf_kd.audio.spectral_stream import SpectralStream
-from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.export.onnx import export_stream_onnx, missing_packages
 from i2srf_kd.inference.enhancer import WaveformDPDCRN
 from i2srf_kd.inference.stream import StreamingEnhancer

@@ -6,9 +6,9 @@ that undoes an optimisation fails, a slow machine does not.
 
 import pytest
 
-from i2srf_kd.bench import infer, loss
-from i2srf_kd.bench.measure import Clock, in_turns
-from i2srf_kd.bin.bench import get_parser
+from bench import infer, loss
+from bench.command import get_parser
+from bench.measure import Clock, in_turns
 from i2srf_kd.export.onnx import missing_packages
 
 

@@ -1,14 +1,14 @@
 """Measure speed and memory against plain references and against the limits of the machine.
 
-    python -m i2srf_kd.bin.bench loss     distillation loss, forward and backward
-    python -m i2srf_kd.bin.bench step     a training step, its parts, and what makes it faster
-    python -m i2srf_kd.bin.bench curve    what makes it faster, and the loss of a short training
-    python -m i2srf_kd.bin.bench loader   reading of training chunks
-    python -m i2srf_kd.bin.bench infer    offline inference: naive, this package, onnxruntime
-    python -m i2srf_kd.bin.bench quality  what int8 and bfloat16 cost a trained model in quality
-    python -m i2srf_kd.bin.bench stream   causal networks on a stream
-    python -m i2srf_kd.bin.bench scale    long recordings: time and memory against length
-    python -m i2srf_kd.bin.bench models   trained networks of any kind beside each other
+    python tools/bench loss     distillation loss, forward and backward
+    python tools/bench step     a training step, its parts, and what makes it faster
+    python tools/bench curve    what makes it faster, and the loss of a short training
+    python tools/bench loader   reading of training chunks
+    python tools/bench infer    offline inference: naive, this package, onnxruntime
+    python tools/bench quality  what int8 and bfloat16 cost a trained model in quality
+    python tools/bench stream   causal networks on a stream
+    python tools/bench scale    long recordings: time and memory against length
+    python tools/bench models   trained networks of any kind beside each other
 
 Prints a table; --json also writes it with everything that was measured. See docs/performance.md.
 """
@@ -20,17 +20,16 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from i2srf_kd.bench import curve, infer, loader, loss, models, quality, scale, step, stream
-from i2srf_kd.bench.measure import (
+from bench import curve, infer, loader, loss, models, quality, scale, step, stream
+from bench.measure import (
     ALLOCATOR_OPTION,
     ALLOCATORS,
     MEMORY_OPTION,
     Clock,
     has_allocator_settings,
-    restart_with_allocator_settings,
     usage_here,
 )
-from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.errors import UserError
 
 PARTS: Dict[str, Any] = {
     "loss": loss, "step": step, "curve": curve, "loader": loader, "infer": infer, "quality": quality,
@@ -99,8 +98,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.json:
         report.write(args.json)
     return 0
-
-
-if __name__ == "__main__":
-    restart_with_allocator_settings(sys.argv[1:])
-    run_command(main)

@@ -10,9 +10,9 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 import torch
 
-from i2srf_kd.bench.flags import TrainingStep, add_compile_option, sections
-from i2srf_kd.bench.pair import Pair, add_pair_options
-from i2srf_kd.bench.report import Column, Report
+from bench.flags import TrainingStep, add_compile_option, sections
+from bench.pair import Pair, add_pair_options
+from bench.report import Column, Report
 
 PLAIN, MOVED = "plain", "first weights moved by 1e-7"
 

@@ -1,17 +1,24 @@
-"""One table of cost and quality: networks of the same training, and peers with weights of their own.
+"""One table of cost and quality of networks of the same training.
 
-Costs come from ``bench models --json`` and from what :mod:`i2srf_kd.bench.peers` recorded, scores from
-``python -m i2srf_kd.bin.score``.
+Costs come from ``python tools/bench models --json``, scores from ``python -m i2srf_kd.bin.score``.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from i2srf_kd.bench.report import Column
 from i2srf_kd.results import results
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
+
+
+class Column(NamedTuple):
+    """A column of costs: key in the rows, heading, and how a value is written."""
+
+    key: str
+    title: str
+    form: str
+
 
 SCORES = ("pesq_wb", "stoi", "si_sdr")
 _COST = (
@@ -26,10 +33,6 @@ HOW_TO_READ = [
     "the turns), more in elapsed time (shortest turn), which other programs on the machine lengthen. Peak memory: "
     "above what the process held before the run, so without weights and libraries.",
 ]
-PEERS_NOTE = (
-    "Peers come with weights of their own, trained on other data, and run in one thread, at their own rate; resampling "
-    "is not counted. They are timed over the whole set, in a process of their own, not in turns with the networks."
-)
 Cost = Dict[str, Any]
 
 
@@ -54,13 +57,8 @@ def read_costs(path: PathLike) -> Tuple[Dict[str, Cost], Dict[str, Any]]:
     """
     content = read_json(path)
     if content.get("part") != "models":
-        raise UserError(f"{path}: not written by python -m i2srf_kd.bin.bench models --json")
+        raise UserError(f"{path}: not written by python tools/bench models --json")
     return {row["name"]: row for row in content["rows"]}, content["conditions"]
-
-
-def cost_of_peer(record: Mapping[str, Any]) -> Cost:
-    """A peer's record as a row of costs."""
-    return {"rtf_1": record["real_time_factor"], "peak_mb": record["peak_mb"]}
 
 
 def rows_of(content: Mapping[str, Any], costs: Mapping[str, Cost]) -> List[Dict[str, Any]]:
@@ -112,13 +110,6 @@ def differences_table(differences: Sequence[Mapping[str, Any]]) -> List[str]:
     return results.table_lines(header, rows)
 
 
-def peers_table(peers: Sequence[Mapping[str, Any]]) -> List[str]:
-    """Lines of a Markdown table of what the peers are."""
-    header = ["peer", "package", "what", "licence", "rate [Hz]", "delay taken out [samples]"]
-    keys = ("peer", "package", "what", "licence", "fs", "delay")
-    return results.table_lines(header, [[str(peer[key]) for key in keys] for peer in peers])
-
-
 def to_markdown(content: Mapping[str, Any]) -> str:
     """Render what :func:`build` gathered."""
     rows, first = content["rows"], content["systems"][0]
@@ -135,10 +126,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     ]
     if content["differences"]:
         lines += ["", "Paired differences per utterance:", "", *differences_table(content["differences"])]
-    if content["peers"]:
-        lines += ["", *peers_table(content["peers"])]
-    notes = [*HOW_TO_READ, *([PEERS_NOTE] if content["peers"] else []), *content["notes"]]
-    lines += ["", *(f"- {note}" for note in notes)]
+    lines += ["", *(f"- {note}" for note in (*HOW_TO_READ, *content["notes"]))]
     if content["commands"]:
         lines += ["", "```sh", *content["commands"], "```"]
     return "\n".join([*lines, "", *results.environment_lines(content["environment"])]) + "\n"
@@ -153,7 +141,6 @@ def build(
     systems: Sequence[results.System],
     costs: Mapping[str, Cost],
     conditions: Mapping[str, Any],
-    peers: Sequence[Mapping[str, Any]] = (),
     comparisons: Sequence[Tuple[str, str]] = (),
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
@@ -162,10 +149,9 @@ def build(
 
     Args:
         title: heading.
-        systems: networks and peers that were scored; one of them is called ``noisy``.
+        systems: networks that were scored; one of them is called ``noisy``.
         costs: by system, also of networks that were not scored.
         conditions: under which the costs were measured.
-        peers: records of the peers among the systems.
         comparisons: pairs of names whose paired difference is shown.
         notes, commands: shown below the table.
 
@@ -173,6 +159,4 @@ def build(
         UserError: systems that cannot be compared.
     """
     content = results.build(title, systems, comparisons, notes, commands)
-    all_costs = {**costs, **{str(peer["peer"]): cost_of_peer(peer) for peer in peers}}
-    rows = rows_of(content, all_costs)
-    return {**content, "rows": rows, "conditions": dict(conditions), "peers": list(peers)}
+    return {**content, "rows": rows_of(content, costs), "conditions": dict(conditions)}

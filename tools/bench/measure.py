@@ -34,7 +34,7 @@ ALLOCATOR = {
 }
 # For peak memory: what is freed goes back at once; nothing of the preparations is left to be used again, uncounted.
 RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-COMMAND = (sys.executable, "-m", "i2srf_kd.bin.bench")
+COMMAND = (sys.executable, str(Path(__file__).parent))
 MEMORY_OPTION = "--memory_of"
 ALLOCATOR_OPTION, ALLOCATORS = "--allocator", ("recipes", "system")
 _CLEAR = Path("/proc/self/clear_refs")

@@ -1,6 +1,6 @@
 """Part ``models``: networks of any kind beside each other, on the same recordings.
 
-    python -m i2srf_kd.bin.bench models exp/student bsrnn=conf/side_by_side/bsrnn_tiny.yaml --data_dir dump/raw/test
+    python tools/bench models exp/student bsrnn=conf/side_by_side/bsrnn_tiny.yaml --data_dir dump/raw/test
 
 A network is an experiment folder, an exported folder, or a training configuration (.yaml), whose weights are then
 random: cost does not depend on them. Each recording is enhanced in one piece, from waveform to waveform. MACs are
@@ -14,9 +14,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
-from i2srf_kd.bench.measure import Clock, Turns, Work, in_turns, median_seconds
-from i2srf_kd.bench.memory import memory_columns
-from i2srf_kd.bench.report import Column, Report
+from bench.measure import Clock, Turns, Work, in_turns, median_seconds
+from bench.memory import memory_columns
+from bench.report import Column, Report
 from i2srf_kd.inference.enhancer import Enhancer, load_enhancer, measure_complexity
 from i2srf_kd.system.errors import UserError
 

@@ -13,9 +13,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 import torch
 
+from bench.measure import Clock, Turns, Work, in_turns, median_seconds, ratio
+from bench.report import Column, Report
 from i2srf_kd.audio.io import read_audio
-from i2srf_kd.bench.measure import Clock, Turns, Work, in_turns, median_seconds, ratio
-from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime

@@ -17,12 +17,12 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import soundfile
+from reference.loader import whole_file_batches
 
+from bench.measure import Turns, median_seconds, ratio
+from bench.report import Column, Report
 from i2srf_kd.audio.ark import write_entry
 from i2srf_kd.audio.io import audio_bytes
-from i2srf_kd.bench.measure import Turns, median_seconds, ratio
-from i2srf_kd.bench.reference import MISSING, load_reference
-from i2srf_kd.bench.report import Column, Report
 from i2srf_kd.corpora.noises import pink
 from i2srf_kd.data.chunks import training_batches
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
     from i2srf_kd.espnet.iterator import ChunkDataset, FixedChunkIterFactory
 
-    reference, chunk = load_reference("loader"), round(args.seconds * FS)
+    chunk = round(args.seconds * FS)
     lengths = {f"utt{i:03}": round(args.utterance_seconds * FS) for i in range(args.utterances)}
     batches = partial(training_batches, lengths, chunk, chunk // 2, args.batch, 0)
     readers: Dict[str, Any] = {}
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
                 facts[name] = {"format": suffix, "reads": "segments", "workers": workers}
                 if workers == 0:
                     opened[suffix] = files_opened(folder, readers[name], 1)
-            if reference is not None and not suffix.endswith(".ark"):
+            if not suffix.endswith(".ark"):
                 name = f"{suffix}, whole files"
-                readers[name] = partial(reference.whole_file_batches, dataset.files, batches)
+                readers[name] = partial(whole_file_batches, dataset.files, batches)
                 facts[name] = {"format": suffix, "reads": "whole files", "workers": 0}
         turns = _in_turns(readers, args.repeats)
     audio = len(batches(1)) * args.batch * args.seconds
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     }
     notes = ["Elapsed time of an epoch, without the start of the workers. A second of audio is one of mixture and one "
              "of reference."]  # fmt: skip
-    return Report("loader", columns, rows, conditions, notes + ([] if reference else [MISSING]))
+    return Report("loader", columns, rows, conditions, notes)
 
 
 def files_opened(folder: Path, read: Any, epoch: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Dict, Mapping
 
 import torch
 
-from i2srf_kd.bench.pair import Pair
+from bench.pair import Pair
 from i2srf_kd.distill import Side
 from i2srf_kd.training.speed import compile_regions, ordinary, parse_speed, speed_up_model, speed_up_network
 

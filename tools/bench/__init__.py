@@ -1,0 +1,1 @@
+"""What `python tools/bench` measures: one file per part, what they share in `measure.py` and `report.py`."""
