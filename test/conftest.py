@@ -24,26 +24,15 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1500))
 
 
-def _folder(variable: str, default: str) -> Path:
-    """Folder of test material that is not part of the repository; the test is skipped, with a warning, without it."""
-    folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+@pytest.fixture(scope="session")
+def audio_dir() -> Path:
+    """Real recordings, which are not part of the repository (``I2SRF_AUDIO_DIR``); tests are skipped without them."""
+    folder = Path(os.environ.get("I2SRF_AUDIO_DIR") or REPOSITORY.parent / "shared" / "audio")
     if not folder.is_dir():
-        reason = f"{folder} does not exist; set {variable} to the folder with the test material"
+        reason = f"no recordings in {folder}; set I2SRF_AUDIO_DIR to the folder with them"
         warnings.warn(f"tests SKIPPED: {reason}", stacklevel=2)
         pytest.skip(reason)
     return folder
-
-
-@pytest.fixture(scope="session")
-def audio_dir() -> Path:
-    """Real recordings (``I2SRF_AUDIO_DIR``)."""
-    return _folder("I2SRF_AUDIO_DIR", "audio")
-
-
-@pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Reference vectors (``I2SRF_GOLDEN_DIR``)."""
-    return _folder("I2SRF_GOLDEN_DIR", "golden")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ It reads the parameters of a :class:`i2srf_kd.nets.DPDCRN` and shares nothing el
 what the package is checked against and as what its speed is compared with.
 """
 
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +75,8 @@ def apply_mask(mask: Tensor, reference: Tensor) -> Tensor:
     return torch.stack([level * torch.cos(angle), level * torch.sin(angle)], dim=1)
 
 
-def forward(network: DPDCRN, spectrum: Tensor) -> Tensor:
-    """Enhanced spectrum ``(B, 2, T, F)`` of a single-microphone network that is not causal.
+def features(network: DPDCRN, spectrum: Tensor) -> Dict[str, List[Tensor]]:
+    """Feature sets of a single-microphone network that is not causal; the decoder's last is the mask ``(B, 2, T, F)``.
 
     Args:
         network: whose parameters are used.
@@ -85,12 +85,21 @@ def forward(network: DPDCRN, spectrum: Tensor) -> Tensor:
     if network.causal or network.front_options or network.input_channels != 2:
         raise ValueError("the reference is the published network: one microphone, not causal, nothing before it")
     encoder, dual_path, decoder = network.encoder, network.dual_path, network.decoder
-    x = dense_block(encoder.dense, conv_norm_act(encoder.down2, conv_norm_act(encoder.down1, spectrum)))
-    x = dual_path.entry(x)
+    first = conv_norm_act(encoder.down1, spectrum)
+    second = conv_norm_act(encoder.down2, first)
+    encoded = [first, second, dense_block(encoder.dense, second)]
+    x = dual_path.entry(encoded[-1])
     outputs: List[Tensor] = []
     for block in dual_path.blocks:
         over_frequency, over_time = dual_path_block(block, x)
         x = x + dual_path.gain_frequency * over_frequency + dual_path.gain_time * over_time
         outputs.append(dual_path.exit(x))
-    up = conv_norm_act(decoder.up1, dense_block(decoder.dense, outputs[-1]))
-    return apply_mask(decoder.mask(up)[..., : decoder.bins], spectrum)
+    dense = dense_block(decoder.dense, outputs[-1])
+    up = conv_norm_act(decoder.up1, dense)
+    mask = decoder.mask(up)[..., : decoder.bins]
+    return {"encoder": encoded, "dual_path": outputs, "decoder": [dense, up, mask]}
+
+
+def forward(network: DPDCRN, spectrum: Tensor) -> Tensor:
+    """Enhanced spectrum ``(B, 2, T, F)``, with the limits of :func:`features`."""
+    return apply_mask(features(network, spectrum)["decoder"][-1], spectrum)
