@@ -1,5 +1,6 @@
 """A tiny enhancement task on noise, for tests of the training engine: about 20 ms a step, seconds a run."""
 
+import argparse
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 import torch._dynamo  # an optimiser imports it at its first step, for 3 s: once here instead of in every child
 from espnet2.tasks.enh import EnhancementTask
 
+from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.system.errors import UserError
@@ -75,8 +77,8 @@ def command(data: Path, output_dir: Path, *more: str, separator: str = SEPARATOR
     """Options of a short run: 3 epochs; ``more`` comes last and wins."""
     sets = []
     for name in ("train", "valid"):
-        sets += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'wav.scp'},speech_mix,sound"]
-        sets += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'spk1.scp'},speech_ref1,sound"]
+        for signal_name, scp in scp_files(data / name).items():
+            sets += [f"--{name}_data_path_and_name_and_type", f"{scp},{signal_name},sound"]
         sets += [f"--{name}_shape_file", str(data / name / "speech_shape")]
     options = f"""
         --output_dir {output_dir} --iterator_type task --chunk_length {CHUNK} --batch_size 4 --max_epoch 3 --ngpu 0
@@ -92,6 +94,36 @@ def train(arguments: Sequence[str], task: Any = ToyTask) -> None:
     """Run ESPnet's main in this process."""
     torch.set_num_threads(1)
     task.main(cmd=list(arguments))
+
+
+def scp_files(folder: Path) -> Dict[str, str]:
+    """Table of files by name of the signal."""
+    return {"speech_mix": str(folder / "wav.scp"), "speech_ref1": str(folder / "spk1.scp")}
+
+
+def loaders(data: Path, mode: str = "train", preprocess: Any = None, **changes: Any) -> ChunkLoaders:
+    """Loaders of the epochs as a task builds them; ``changes`` are of ESPnet's options."""
+    folder = data / ("train" if mode == "train" else "valid")
+    args = argparse.Namespace(
+        chunk_length=CHUNK, chunk_shift_ratio=0.5, train_dtype="float32", seed=1, num_workers=0, ngpu=0, accum_grad=1,
+        sample_rate=RATE, allow_variable_data_keys=False, chunks_per_utterance=0, augmentation={},
+    )  # fmt: skip
+    options = argparse.Namespace(
+        data_path_and_name_and_type=[(scp, name, "sound") for name, scp in scp_files(folder).items()],
+        shape_files=[str(folder / "speech_shape")], batch_size=4, preprocess_fn=preprocess, train=mode == "train",
+        distributed=False, num_iters_per_epoch=None,
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(args if hasattr(args, name) else options, name, value)
+    return build_chunk_iter_factory(args, options, mode, ToyTask)
+
+
+def assert_same_batches(a: Sequence[Any], b: Sequence[Any]) -> None:
+    """Bit by bit."""
+    assert len(a) == len(b) > 0
+    for (ids_a, batch_a), (ids_b, batch_b) in zip(a, b, strict=True):
+        assert ids_a == ids_b
+        assert same(batch_a, batch_b)
 
 
 def free_port() -> int:

@@ -18,8 +18,12 @@ Table = Dict[str, str]
 EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples", "text")
 
 
-def read_table(path: PathLike) -> Table:
-    """Read a file of ``<id> <value>`` lines, sorted by id.
+def read_table(path: PathLike, ordered: bool = True) -> Table:
+    """Read a file of ``<id> <value>`` lines.
+
+    Args:
+        path: the file.
+        ordered: refuse a file that is not sorted by id.
 
     Raises:
         UserError: the file is missing, not UTF-8, not sorted, or has a line without value or with an id seen before.
@@ -33,20 +37,20 @@ def read_table(path: PathLike) -> Table:
             raise UserError(f"{where}: expected '<id> <value>', found {line!r}")
         if key in table:
             raise UserError(f"{where}: {key} is listed twice; remove one of the lines")
-        if key < previous:
+        if ordered and key < previous:
             raise UserError(f"{where}: {key} comes after {previous}; sort the file with LC_ALL=C sort -o {path} {path}")
         table[key] = value
         previous = key
     return table
 
 
-def read_audio_table(path: PathLike) -> Table:
-    """Read an scp whose values are audio files.
+def read_audio_table(path: PathLike, ordered: bool = True) -> Table:
+    """Read an scp whose values are audio files; the arguments are those of :func:`read_table`.
 
     Raises:
         UserError: as :func:`read_table`; or it is empty, or has commands (pipes) in place of files.
     """
-    table = read_table(path)
+    table = read_table(path, ordered)
     _check_audio_files(str(path), table)
     return table
 

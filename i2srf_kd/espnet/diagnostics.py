@@ -26,8 +26,9 @@ import torch
 from espnet2.utils.types import str2bool
 from torch import Tensor
 
+from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, SeededChunk, collate, seeded
+from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.distill.gather import without_gathering
-from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory, SeededChunk, collate, seeded
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError
@@ -97,8 +98,8 @@ class DistillMonitor:
     def __init__(
         self,
         model: DistillEnhancementModel,
-        train_factory: FixedChunkIterFactory,
-        valid_factory: FixedChunkIterFactory,
+        train_factory: ChunkLoaders,
+        valid_factory: ChunkLoaders,
         output_dir: Path,
         seed: int,
         on_gpu: bool = False,

@@ -33,8 +33,9 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import str2bool
 
+from i2srf_kd.data.chunk_dataset import NUM_SAMPLES
+from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet.diagnostics import DistillMonitor, add_diagnostics_arguments
-from i2srf_kd.espnet.iterator import NUM_SAMPLES, FixedChunkIterFactory
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.system.errors import FULL, UserError, cannot_write
 from i2srf_kd.system.progress import progress
@@ -96,7 +97,7 @@ class DistillTrainerOptions(TrainerOptions):
 
 
 class DistillTrainer(Trainer):
-    """Trainer for :class:`~i2srf_kd.espnet.iterator.FixedChunkIterFactory` batches.
+    """Trainer for :class:`~i2srf_kd.data.chunk_loader.ChunkLoaders` batches.
 
     It always resumes when the folder of the experiment holds a checkpoint; ``--resume`` has no influence. Attention
     plots are not made.
@@ -162,8 +163,8 @@ class DistillTrainer(Trainer):
         model: Any,
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Optional[AbsScheduler]],
-        train_iter_factory: FixedChunkIterFactory,
-        valid_iter_factory: FixedChunkIterFactory,
+        train_iter_factory: ChunkLoaders,
+        valid_iter_factory: ChunkLoaders,
         plot_attention_iter_factory: Any,
         trainer_options: DistillTrainerOptions,
         distributed_option: DistributedOption,
@@ -338,8 +339,8 @@ class _Training:
         model: Any,
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Optional[AbsScheduler]],
-        train_factory: FixedChunkIterFactory,
-        valid_factory: FixedChunkIterFactory,
+        train_factory: ChunkLoaders,
+        valid_factory: ChunkLoaders,
         options: DistillTrainerOptions,
         ranks: Ranks,
     ):
@@ -372,7 +373,7 @@ class _Training:
         if self.options.quality_utts == 0:
             return None
         return QualityMonitor(
-            self.valid_factory.dataset,
+            self.valid_factory.dataset.source,
             self.options.quality_utts,
             self.options.quality_interval,
             self.options.seed,
@@ -754,7 +755,7 @@ class _Training:
     # Reports ----------------------------------------------------------------------------------------------------
 
     def _phase_values(self, epoch: int, phase: str) -> Dict[str, Any]:
-        seconds = self.samples * self.ranks.world_size / self.train_factory.sample_rate
+        seconds = self.samples * self.ranks.world_size / self.train_factory.dataset.source.sample_rate
         return phase_values(self.reporter.stats[epoch][phase], seconds)
 
     def _report(self, epoch: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Seque
 import numpy as np
 import torch
 
+from i2srf_kd.data.chunk_dataset import ChunkSource, SeededChunk
 from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.espnet.iterator import ChunkDataset
 from i2srf_kd.metrics.names import IN_TRAINING
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
@@ -164,20 +164,20 @@ class QualityMonitor:
     """Scores enhanced whole utterances of the validation set.
 
     Args:
-        dataset: the validation data, with ``speech_mix`` and ``speech_ref1``.
+        source: the validation data, with ``speech_mix`` and ``speech_ref1``.
         count: utterances; a fixed random subset that depends on ``seed`` only.
         interval: epochs between two measurements.
         seed: of the choice.
         image_dir: where the spectrograms of the first utterance go, one file per measurement.
     """
 
-    def __init__(self, dataset: ChunkDataset, count: int, interval: int, seed: int, image_dir: Path):
+    def __init__(self, source: ChunkSource, count: int, interval: int, seed: int, image_dir: Path):
         if interval < 1:
             raise UserError(f"--quality_interval must be 1 or more, not {interval}")
-        utterances = sorted(dataset.lengths)
+        utterances = sorted(source.lengths)
         chosen = np.random.default_rng(seed).permutation(len(utterances))[:count]
         self.utterances: List[str] = [utterances[i] for i in chosen]
-        self.dataset = dataset
+        self.source = source
         self.interval = interval
         self.image_dir = Path(image_dir)
 
@@ -202,12 +202,12 @@ class QualityMonitor:
         from i2srf_kd.metrics.perceptual import stoi, wb_pesq
         from i2srf_kd.metrics.signal import si_sdr
 
-        signals = self.dataset.read(Chunk(utt_id, 0, self.dataset.lengths[utt_id]))
+        signals = self.source.read(SeededChunk(Chunk(utt_id, 0, self.source.lengths[utt_id]), ()))
         mixture, reference = signals["speech_mix"], _mono(signals["speech_ref1"])
         estimate = enhance_utterance(model, mixture)
         if first:
             self._picture(utt_id, {"noisy": _mono(mixture), "enhanced": estimate, "clean": reference}, epoch)
-        rate = self.dataset.sample_rate
+        rate = self.source.sample_rate
         scores = {}
         for name, score in (
             ("pesq", lambda: wb_pesq(reference, estimate, rate)),
@@ -227,7 +227,7 @@ class QualityMonitor:
         try:
             self.image_dir.mkdir(parents=True, exist_ok=True)
             path = self.image_dir / f"{utt_id.replace('/', '_')}_epoch{epoch:03d}.png"
-            spectrogram_grid(signals, self.dataset.sample_rate, path)
+            spectrogram_grid(signals, self.source.sample_rate, path)
         except (ImportError, OSError) as error:
             logging.warning(f"no spectrogram of {utt_id}: {error}")
 

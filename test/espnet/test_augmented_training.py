@@ -1,6 +1,5 @@
 """Two first-order microphones through batches and training: augmentation that repeats, and the front stage."""
 
-import argparse
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import toy
 
 from i2srf_kd.audio import ambisonics
-from i2srf_kd.espnet import iterator, trainer
+from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.inference.enhancer import load_enhancer
 from i2srf_kd.system.errors import UserError
@@ -27,29 +26,7 @@ def data(tmp_path_factory):
 
 
 def build(data, mode="train", augmentation=OPTIONS, **changes):
-    folder = data / ("train" if mode == "train" else "valid")
-    args = argparse.Namespace(
-        chunk_length=toy.CHUNK, chunk_shift_ratio=0.5, train_dtype="float32", seed=1, num_workers=0, ngpu=0,
-        accum_grad=1, sample_rate=16000, allow_variable_data_keys=False, chunks_per_utterance=0,
-        augmentation=augmentation,
-    )  # fmt: skip
-    options = argparse.Namespace(
-        data_path_and_name_and_type=[
-            (str(folder / "wav.scp"), "speech_mix", "sound"), (str(folder / "spk1.scp"), "speech_ref1", "sound")
-        ],
-        shape_files=[str(folder / "speech_shape")], batch_size=4, preprocess_fn=None, train=mode == "train",
-        distributed=False, num_iters_per_epoch=None,
-    )  # fmt: skip
-    for name, value in changes.items():
-        setattr(args if hasattr(args, name) else options, name, value)
-    return iterator.build_chunk_iter_factory(args, options, mode, toy.ToyTask)
-
-
-def equal(a, b):
-    assert len(a) == len(b) > 0
-    for (ids_a, batch_a), (ids_b, batch_b) in zip(a, b, strict=True):
-        assert ids_a == ids_b
-        assert all(torch.equal(batch_a[name], batch_b[name]) for name in batch_a)
+    return toy.loaders(data, mode, augmentation=augmentation, **changes)
 
 
 def test_mixture_and_reference_are_changed_as_a_pair(data):
@@ -71,8 +48,8 @@ def test_mixture_and_reference_are_changed_as_a_pair(data):
 
 def test_workers_restarts_and_ranks_see_the_same(data):
     whole = list(build(data).build_iter(2))
-    equal(whole, list(build(data, num_workers=2).build_iter(2)))
-    equal(whole[5:], list(build(data).build_iter(2, start_batch=5)))
+    toy.assert_same_batches(whole, list(build(data, num_workers=2).build_iter(2)))
+    toy.assert_same_batches(whole[5:], list(build(data).build_iter(2, start_batch=5)))
     assert not torch.equal(whole[0][1]["speech_mix"], next(iter(build(data, seed=2).build_iter(2)))[1]["speech_mix"])
     for rank in range(2):
         factory = build(data)
@@ -85,7 +62,9 @@ def test_workers_restarts_and_ranks_see_the_same(data):
 
 
 def test_validation_is_left_alone(data):
-    equal(list(build(data, "valid").build_iter(1)), list(build(data, "valid", augmentation={}).build_iter(1)))
+    toy.assert_same_batches(
+        list(build(data, "valid").build_iter(1)), list(build(data, "valid", augmentation={}).build_iter(1))
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Batches of chunks: the right samples, the same with any number of workers and processes, clear errors."""
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -14,8 +13,8 @@ import torch
 import toy
 
 from i2srf_kd.audio.ark import write_entry
+from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, ParallelFiles, SeededChunk, read_lengths
 from i2srf_kd.data.chunks import Chunk
-from i2srf_kd.espnet import iterator
 from i2srf_kd.system.errors import UserError
 
 
@@ -24,35 +23,8 @@ def data(tmp_path_factory):
     return toy.write_data(tmp_path_factory.mktemp("data"))
 
 
-def sources(folder):
-    return [(str(folder / "wav.scp"), "speech_mix", "sound"), (str(folder / "spk1.scp"), "speech_ref1", "sound")]
-
-
-def build(data, mode="train", preprocess=None, **changes):
-    folder = data / ("train" if mode == "train" else "valid")
-    args = argparse.Namespace(
-        chunk_length=toy.CHUNK, chunk_shift_ratio=0.5, train_dtype="float32", seed=1, num_workers=0, ngpu=0,
-        accum_grad=1, sample_rate=16000, allow_variable_data_keys=False, chunks_per_utterance=0,
-    )  # fmt: skip
-    options = argparse.Namespace(
-        data_path_and_name_and_type=sources(folder), shape_files=[str(folder / "speech_shape")], batch_size=4,
-        preprocess_fn=preprocess, train=mode == "train", distributed=False, num_iters_per_epoch=None,
-    )  # fmt: skip
-    for name, value in changes.items():
-        setattr(args if hasattr(args, name) else options, name, value)
-    return iterator.build_chunk_iter_factory(args, options, mode, toy.ToyTask)
-
-
-def equal(a, b):
-    assert len(a) == len(b)
-    for (ids_a, batch_a), (ids_b, batch_b) in zip(a, b, strict=True):
-        assert ids_a == ids_b
-        assert batch_a.keys() == batch_b.keys()
-        assert all(torch.equal(batch_a[name], batch_b[name]) for name in batch_a)
-
-
 def test_batches_hold_the_samples_of_the_files(data):
-    factory = build(data)
+    factory = toy.loaders(data)
     batches = list(factory.build_iter(1))
     chunks = factory.make_batches(1)
     assert len(batches) == len(chunks) == len(factory.build_iter(1)) == 9
@@ -66,11 +38,11 @@ def test_batches_hold_the_samples_of_the_files(data):
                 np.testing.assert_array_equal(batch[name][i, :length], whole[start : start + length])
                 assert not batch[name][i, length:].any()
                 assert batch[f"{name}_lengths"][i] == toy.CHUNK  # a loss is not to depend on the companions
-            assert batch[iterator.NUM_SAMPLES][i] == length
+            assert batch[NUM_SAMPLES][i] == length
 
 
 def test_short_utterances_are_padded_and_not_discarded(data):
-    lengths = [n for _, batch in build(data, "valid").build_iter(1) for n in batch[iterator.NUM_SAMPLES].tolist()]
+    lengths = [n for _, batch in toy.loaders(data, "valid").build_iter(1) for n in batch[NUM_SAMPLES].tolist()]
     assert lengths.count(1000) == 1
     assert len(lengths) == sum(-(-n // toy.CHUNK) for n in toy.LENGTHS["valid"])
 
@@ -81,32 +53,32 @@ def noise_augmentation(utt_id, signals):
 
 
 def test_workers_change_nothing(data):
-    equal(
-        list(build(data, preprocess=noise_augmentation).build_iter(2)),
-        list(build(data, preprocess=noise_augmentation, num_workers=2).build_iter(2)),
+    toy.assert_same_batches(
+        list(toy.loaders(data, preprocess=noise_augmentation).build_iter(2)),
+        list(toy.loaders(data, preprocess=noise_augmentation, num_workers=2).build_iter(2)),
     )
 
 
 def test_augmentation_is_seeded_per_chunk_and_leaves_the_global_state_alone(data):
-    factory = build(data, preprocess=noise_augmentation)
+    factory = toy.loaders(data, preprocess=noise_augmentation)
     np.random.seed(5)
     torch.manual_seed(5)
     first = list(factory.build_iter(1))
     after = np.random.rand(), float(torch.rand(()))
     np.random.seed(6)
     torch.manual_seed(6)
-    equal(first, list(factory.build_iter(1)))
+    toy.assert_same_batches(first, list(factory.build_iter(1)))
     np.random.seed(5)
     torch.manual_seed(5)
     assert after == (np.random.rand(), float(torch.rand(())))
-    assert not torch.equal(first[0][1]["speech_mix"], next(iter(build(data).build_iter(1)))[1]["speech_mix"])
+    assert not torch.equal(first[0][1]["speech_mix"], next(iter(toy.loaders(data).build_iter(1)))[1]["speech_mix"])
 
 
 def test_ranks_share_a_global_batch_and_its_augmentation(data):
-    whole = list(build(data, preprocess=noise_augmentation).build_iter(3))
+    whole = list(toy.loaders(data, preprocess=noise_augmentation).build_iter(3))
     parts = []
     for rank in range(2):
-        factory = build(data, preprocess=noise_augmentation)
+        factory = toy.loaders(data, preprocess=noise_augmentation)
         single = factory.make_batches
         factory.rank, factory.world_size = rank, 2
         factory.make_batches = lambda epoch, r=rank, f=single: [batch[2 * r : 2 * r + 2] for batch in f(epoch)]
@@ -117,14 +89,14 @@ def test_ranks_share_a_global_batch_and_its_augmentation(data):
 
 
 def test_done_batches_are_left_out_and_not_read(data, monkeypatch):
-    factory = build(data, preprocess=noise_augmentation)
+    factory = toy.loaders(data, preprocess=noise_augmentation)
     rest = list(factory.build_iter(1))[7:]
     reads = []
-    original = iterator.ChunkDataset.read
-    monkeypatch.setattr(iterator.ChunkDataset, "read", lambda self, chunk: reads.append(chunk) or original(self, chunk))
+    original = ParallelFiles.read
+    monkeypatch.setattr(ParallelFiles, "read", lambda self, item: reads.append(item) or original(self, item))
     loader = factory.build_iter(1, start_batch=7)
     assert len(loader) == 2
-    equal(list(loader), rest)
+    toy.assert_same_batches(list(loader), rest)
     assert len(reads) == 8
 
 
@@ -132,15 +104,15 @@ def test_only_the_segment_is_read(data, monkeypatch):
     frames = []
     original = soundfile.read
     monkeypatch.setattr(soundfile, "read", lambda *a, **k: frames.append(k["frames"]) or original(*a, **k))
-    list(build(data).build_iter(1))
+    list(toy.loaders(data).build_iter(1))
     assert max(frames) == toy.CHUNK < max(toy.LENGTHS["train"])
 
 
 def test_iterations_per_epoch_and_accumulation(data):
-    assert len(build(data, num_iters_per_epoch=4).build_iter(1)) == 4
-    assert len(build(data, accum_grad=2).build_iter(1)) == 8
+    assert len(toy.loaders(data, num_iters_per_epoch=4).build_iter(1)) == 4
+    assert len(toy.loaders(data, accum_grad=2).build_iter(1)) == 8
     with pytest.raises(UserError, match="--accum_grad 20"):
-        build(data, accum_grad=20)
+        toy.loaders(data, accum_grad=20)
 
 
 def test_archives_give_the_same_batches(data, tmp_path):
@@ -155,17 +127,17 @@ def test_archives_give_the_same_batches(data, tmp_path):
                 place, _ = write_entry(stream, utt_id, Path(path).read_bytes())
                 lines.append(f"{utt_id} {folder}/{scp}.ark:{place}")
         (folder / scp).write_text("\n".join(lines) + "\n")
-    files = list(build(data).build_iter(1))
+    files = list(toy.loaders(data).build_iter(1))
     for workers in (0, 2):
-        equal(list(build(tmp_path, num_workers=workers).build_iter(1)), files)
+        toy.assert_same_batches(list(toy.loaders(tmp_path, num_workers=workers).build_iter(1)), files)
     os.truncate(folder / "wav.scp.ark", 1000)
     with pytest.raises(UserError, match=r"utterance train\d+: .*wav.scp.ark:\d+: "):
-        list(build(tmp_path).build_iter(1))
+        list(toy.loaders(tmp_path).build_iter(1))
 
 
 def test_channels_are_kept(tmp_path):
     data = toy.write_data(tmp_path / "data", channels=3)
-    _, batch = next(iter(build(data).build_iter(1)))
+    _, batch = next(iter(toy.loaders(data).build_iter(1)))
     assert batch["speech_mix"].shape == (4, toy.CHUNK, 3)
     assert batch["speech_ref1"].shape == (4, toy.CHUNK)
 
@@ -180,26 +152,26 @@ def broken(tmp_path, file, edit):
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("wav.scp", "train03 ", "other03 ", "wav.scp lacks train03"),
+        ("wav.scp", "train03 ", "other03 ", "wav.scp lacks utterance train03"),
         ("wav.scp", "train03.wav.flac", "gone.flac", "train03: cannot read .*gone.flac"),
-        ("wav.scp", "train03.wav.flac", "x.flac |", "wav.scp:4: utterance train03 is a pipe"),
+        ("wav.scp", "train03.wav.flac", "x.flac |", r"wav.scp: .*\(pipes\) .* utterance train03"),
         ("wav.scp", "train03 ", "train02 ", "train02 is listed twice"),
         ("speech_shape", "train03 3200", "train03 9000", "train03: .*train03.wav.flac"),
-        ("speech_shape", "train03 3200", "train03 long", "speech_shape:4: 'long'"),
-        ("speech_shape", "train03 3200", "train03", "speech_shape:4: expected two columns"),
+        ("speech_shape", "train03 3200", "train03 long", "speech_shape: 'long' is no length of train03"),
+        ("speech_shape", "train03 3200", "train03", "speech_shape:4: expected"),
     ],
 )
 def test_errors_name_utterance_and_file(tmp_path, file, old, new, words):
     data = broken(tmp_path, file, lambda text: text.replace(old, new))
     with pytest.raises(UserError, match=words):
-        list(build(data).build_iter(1))
+        list(toy.loaders(data).build_iter(1))
 
 
 def test_another_rate_is_an_error(tmp_path):
     data = toy.write_data(tmp_path / "data")
     soundfile.write(data / "train" / "train04.wav.flac", np.zeros(4000), 8000)
     with pytest.raises(UserError, match="train04: .* has 8000 Hz, the other files 16000 Hz"):
-        list(build(data).build_iter(1))
+        list(toy.loaders(data).build_iter(1))
 
 
 @pytest.mark.parametrize(
@@ -215,18 +187,18 @@ def test_another_rate_is_an_error(tmp_path):
 )
 def test_bad_options_are_named(data, changes, words):
     with pytest.raises(UserError, match=words):
-        build(data, **changes)
+        toy.loaders(data, **changes)
 
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_declared_rate_is_compared_if_the_task_says_so(data, monkeypatch, checked):
     monkeypatch.setattr(toy.ToyTask, "check_sample_rate", checked, raising=False)
-    build(data, sample_rate=16000)
+    toy.loaders(data, sample_rate=16000)
     if not checked:
-        build(data, sample_rate=48000)
+        toy.loaders(data, sample_rate=48000)
         return
     with pytest.raises(UserError, match="train data have 16000 Hz and --sample_rate is 48000: set --sample_rate 16000"):
-        build(data, sample_rate=48000)
+        toy.loaders(data, sample_rate=48000)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -235,7 +207,7 @@ def test_errors_of_workers_keep_their_message(data, workers):
         raise UserError("one line")
 
     with pytest.raises(UserError) as error:
-        list(build(data, preprocess=fail, num_workers=workers).build_iter(1))
+        list(toy.loaders(data, preprocess=fail, num_workers=workers).build_iter(1))
     assert str(error.value) == "one line"
 
 
@@ -243,30 +215,28 @@ def test_shape_files_must_agree(data, tmp_path):
     first = data / "valid" / "speech_shape"
     second = tmp_path / "ref_shape"
     second.write_text(first.read_text().replace("valid01 3000", "valid01 2999"))
-    with pytest.raises(UserError, match="disagree about valid01"):
-        iterator.read_lengths([str(first), str(second)])
+    with pytest.raises(UserError, match="disagree about utterance valid01"):
+        read_lengths([str(first), str(second)])
 
 
 def test_preprocessing_must_keep_the_length(data):
     with pytest.raises(UserError, match="changed the length of speech_mix"):
-        list(build(data, preprocess=lambda u, s: {**s, "speech_mix": s["speech_mix"][:-1]}).build_iter(1))
+        list(toy.loaders(data, preprocess=lambda u, s: {**s, "speech_mix": s["speech_mix"][:-1]}).build_iter(1))
 
 
 def test_an_unreadable_type_is_refused(data):
     with pytest.raises(UserError, match="kaldi_ark"):
-        iterator.ChunkDataset([(str(data / "train" / "wav.scp"), "speech_mix", "kaldi_ark")], {"a": 1}, 10)
+        toy.loaders(data, data_path_and_name_and_type=[(str(data / "train" / "wav.scp"), "speech_mix", "kaldi_ark")])
 
 
-def test_real_speech_segments(audio_dir):
+def test_real_speech_segments(audio_dir, tmp_path):
     """A piece of a real FLAC or WAV file equals the same stretch of the whole."""
     path = sorted(p for p in audio_dir.rglob("*") if p.suffix in (".flac", ".wav"))[0]
     whole, _ = soundfile.read(path, dtype="float32")
-    scp = {"utt": str(path)}
-    dataset = iterator.ChunkDataset.__new__(iterator.ChunkDataset)
-    dataset.files, dataset.lengths, dataset.dtype = {"speech_mix": scp}, {"utt": len(whole)}, "float32"
-    dataset.sample_rate = soundfile.info(path).samplerate
+    (tmp_path / "wav.scp").write_text(f"utt {path}\n")
+    files = ParallelFiles({"speech_mix": str(tmp_path / "wav.scp")}, {"utt": len(whole)})
     start, length = len(whole) // 3, len(whole) // 2
-    piece = dataset.read(Chunk("utt", start, length))["speech_mix"]
+    piece = files.read(SeededChunk(Chunk("utt", start, length), ()))["speech_mix"]
     np.testing.assert_array_equal(piece, whole[start : start + length])
 
 
@@ -275,8 +245,8 @@ def test_an_error_with_workers_ends_the_process(tmp_path):
     code = (
         "import torch\n"
         "from torch.utils.data import DataLoader\n"
-        "from i2srf_kd.espnet.iterator import _start_worker\n"
-        "batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=_start_worker))\n"
+        "from i2srf_kd.data.chunk_loader import start_worker\n"
+        "batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=start_worker))\n"
         "next(batches)\n"
         "raise RuntimeError('the trainer failed')\n"
     )

@@ -16,9 +16,9 @@ import torch
 import toy
 from espnet2.train.reporter import Reporter
 
+from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles, SeededChunk, collate, read_lengths
 from i2srf_kd.data.chunks import validation_batches
 from i2srf_kd.espnet import trainer
-from i2srf_kd.espnet.iterator import ChunkDataset, SeededChunk, collate, read_lengths
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training import checkpoint
 
@@ -226,8 +226,7 @@ def test_other_options_are_refused(data, reference, tmp_path, capfd):
 def test_validation_loss_is_the_mean_over_all_chunks(data, reference):
     """Nothing is lost and nothing counts twice: the mean of losses taken one by one is the reported one."""
     lengths = read_lengths([str(data / "valid" / "speech_shape")])
-    files = (("wav.scp", "speech_mix"), ("spk1.scp", "speech_ref1"))
-    dataset = ChunkDataset([(str(data / "valid" / f), name, "sound") for f, name in files], lengths, toy.CHUNK)
+    dataset = ChunkDataset(ParallelFiles(toy.scp_files(data / "valid"), lengths), toy.CHUNK)
     model = toy.ToyTask.build_model_from_file(reference / "config.yaml", reference / "3epoch.pth")[0].eval()
 
     def loss(chunk):

@@ -87,19 +87,20 @@ def test_loader_and_its_reference(tmp_path):
 
 def test_whole_files_give_the_same_batches(tmp_path):
     from bench.loader import write_corpus
+    from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles
+    from i2srf_kd.data.chunk_loader import ChunkLoaders
     from i2srf_kd.data.chunks import training_batches
-    from i2srf_kd.espnet.iterator import ChunkDataset, FixedChunkIterFactory
 
     args = get_parser().parse_args("loader --utterances 3 --utterance_seconds 1".split())
     write_corpus(tmp_path / "flac", args, "flac")
     lengths = {f"utt{i:03}": 16000 for i in range(3)}
-    dataset = ChunkDataset([(str(tmp_path / "flac/wav.scp"), "wav", "sound")], lengths, 8000)
+    files = ParallelFiles({"wav": str(tmp_path / "flac/wav.scp")}, lengths)
 
     def batches(epoch):
         return training_batches(lengths, 8000, 4000, 2, 0, epoch)
 
-    ours = [batch["wav"] for _, batch in FixedChunkIterFactory(dataset, batches).build_iter(1)]
-    plain = [batch["wav"] for batch in whole_file_batches(dataset.files, batches, 1)]
+    ours = [batch["wav"] for _, batch in ChunkLoaders(ChunkDataset(files, 8000), batches).build_iter(1)]
+    plain = [batch["wav"] for batch in whole_file_batches(files.files, batches, 1)]
     assert len(ours) == len(plain) == 4
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 

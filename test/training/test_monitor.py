@@ -9,8 +9,7 @@ import soundfile
 import torch
 import toy
 
-from i2srf_kd.data.chunks import Chunk
-from i2srf_kd.espnet.iterator import ChunkDataset, read_lengths
+from i2srf_kd.data.chunk_dataset import ParallelFiles, read_lengths
 from i2srf_kd.metrics.signal import si_sdr
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training import checkpoint, monitor
@@ -71,9 +70,8 @@ def test_enhancing_restores_level_and_picks_a_channel(channels, flag):
     assert (abs(model.seen_std - 1) < 0.1) == (flag is not None)
 
 
-def dataset(folder):
-    sources = [(str(folder / f), n, "sound") for f, n in (("wav.scp", "speech_mix"), ("spk1.scp", "speech_ref1"))]
-    return ChunkDataset(sources, read_lengths([str(folder / "speech_shape")]), None)
+def files(folder):
+    return ParallelFiles(toy.scp_files(folder), read_lengths([str(folder / "speech_shape")]))
 
 
 def test_quality_is_the_mean_over_a_fixed_subset(audio_dir, tmp_path):
@@ -91,8 +89,8 @@ def test_quality_is_the_mean_over_a_fixed_subset(audio_dir, tmp_path):
     for file, paths in (("wav.scp", noisy), ("spk1.scp", clean)):
         (tmp_path / file).write_text("".join(f"{n} {paths[n]}\n" for n in names))
     (tmp_path / "speech_shape").write_text("".join(f"{n} {soundfile.info(clean[n]).frames}\n" for n in names))
-    quality = monitor.QualityMonitor(dataset(tmp_path), 2, 1, 0, tmp_path / "images")
-    assert quality.utterances == monitor.QualityMonitor(dataset(tmp_path), 2, 1, 0, tmp_path).utterances
+    quality = monitor.QualityMonitor(files(tmp_path), 2, 1, 0, tmp_path / "images")
+    assert quality.utterances == monitor.QualityMonitor(files(tmp_path), 2, 1, 0, tmp_path).utterances
     scores = quality.measure(Scale(), 7)
     expected = {"pesq": [], "stoi": [], "si_sdr": []}
     for name in quality.utterances:
@@ -115,8 +113,8 @@ def test_unscorable_utterances_are_left_out_of_the_mean(data, tmp_path, monkeypa
         return 3.0
 
     monkeypatch.setattr(perceptual, "wb_pesq", fussy)
-    quality = monitor.QualityMonitor(dataset(data / "valid"), 100, 2, 0, tmp_path)
-    assert sorted(quality.utterances) == sorted(quality.dataset.lengths)
+    quality = monitor.QualityMonitor(files(data / "valid"), 100, 2, 0, tmp_path)
+    assert sorted(quality.utterances) == sorted(quality.source.lengths)
     model = Scale()
     model.train()
     assert quality.measure(model, 1)["pesq"] == 3.0
@@ -125,14 +123,9 @@ def test_unscorable_utterances_are_left_out_of_the_mean(data, tmp_path, monkeypa
     assert [e for e in range(1, 8) if quality.is_due(e, 7)] == [2, 4, 6, 7]
 
 
-def test_whole_utterances_are_read(data):
-    source = dataset(data / "valid")
-    assert len(source.read(Chunk("valid03", 0, 4000))["speech_mix"]) == 4000
-
-
 def test_bad_interval(data, tmp_path):
     with pytest.raises(UserError, match="--quality_interval"):
-        monitor.QualityMonitor(dataset(data / "valid"), 1, 0, 0, tmp_path)
+        monitor.QualityMonitor(files(data / "valid"), 1, 0, 0, tmp_path)
 
 
 def test_scores_choose_the_best_model(data, tmp_path):

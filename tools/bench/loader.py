@@ -24,6 +24,8 @@ from bench.report import Column, Report
 from i2srf_kd.audio.ark import write_entry
 from i2srf_kd.audio.io import audio_bytes
 from i2srf_kd.corpora.noises import pink
+from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles
+from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.data.chunks import training_batches
 
 FS = 16000
@@ -69,8 +71,6 @@ def write_corpus(folder: Path, args: argparse.Namespace, suffix: str) -> None:
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
-    from i2srf_kd.espnet.iterator import ChunkDataset, FixedChunkIterFactory
-
     chunk = round(args.seconds * FS)
     lengths = {f"utt{i:03}": round(args.utterance_seconds * FS) for i in range(args.utterances)}
     batches = partial(training_batches, lengths, chunk, chunk // 2, args.batch, 0)
@@ -81,17 +81,17 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         for suffix in FORMATS:
             folder = Path(temporary) / suffix
             write_corpus(folder, args, suffix)
-            sources = [(str(folder / f"{table}.scp"), table, "sound") for table in ("wav", "spk1")]
-            dataset = ChunkDataset(sources, lengths, chunk)
+            files = ParallelFiles({table: str(folder / f"{table}.scp") for table in ("wav", "spk1")}, lengths)
+            dataset = ChunkDataset(files, chunk)
             for workers in WORKERS[:1] if suffix.endswith(".ark") else WORKERS:
                 name = f"{suffix}, {workers} workers"
-                readers[name] = FixedChunkIterFactory(dataset, batches, num_workers=workers).build_iter
+                readers[name] = ChunkLoaders(dataset, batches, num_workers=workers).build_iter
                 facts[name] = {"format": suffix, "reads": "segments", "workers": workers}
                 if workers == 0:
                     opened[suffix] = files_opened(folder, readers[name], 1)
             if not suffix.endswith(".ark"):
                 name = f"{suffix}, whole files"
-                readers[name] = partial(whole_file_batches, dataset.files, batches)
+                readers[name] = partial(whole_file_batches, files.files, batches)
                 facts[name] = {"format": suffix, "reads": "whole files", "workers": 0}
         turns = _in_turns(readers, args.repeats)
     audio = len(batches(1)) * args.batch * args.seconds
