@@ -47,11 +47,10 @@ seed. Layout of the JSON file, in which every path is relative to the folder tha
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +59,14 @@ from i2srf_kd.ablation.cost import mean_cost, training_cost, training_environmen
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
-from i2srf_kd.metrics.bootstrap import CrossedBootstrap
-from i2srf_kd.results.results import COLUMNS, System, environment, read_system
-from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED
+from i2srf_kd.metrics.names import in_order, metric_named
+from i2srf_kd.results import model as results
+from i2srf_kd.results.model import MIXTURE, TEACHER, Statistics, System, common_seeds, score_matrix
+from i2srf_kd.results.scores import LEVEL, RESAMPLES
+from i2srf_kd.results.table import read_system
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
+from i2srf_kd.system.provenance import scoring_record
 
 FORMAT = 1
 METHOD = (
@@ -93,45 +95,6 @@ class Places:
     def relative(self, path: Path) -> str:
         """The path as the JSON file has it."""
         return Path(os.path.relpath(path, self.root)).as_posix()
-
-
-class Scores(NamedTuple):
-    """Scores of one system with several seeds: ``values[metric]`` is ``(S, U)``."""
-
-    seeds: Tuple[int, ...]
-    values: Dict[str, NDArray[np.float64]]
-
-    def of(self, metric: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """``(len(seeds), U)``; a system without seeds of its own (teacher, mixture) is the same for each."""
-        if not self.seeds:
-            return np.repeat(self.values[metric], len(seeds), axis=0)
-        return self.values[metric][[self.seeds.index(seed) for seed in seeds]]
-
-
-class _Statistics:
-    """Intervals of means, differences and ratios, with one bootstrap for each number of seeds."""
-
-    def __init__(self, utterances: int):
-        self.utterances = utterances
-        self._bootstraps: Dict[int, CrossedBootstrap] = {}
-
-    def of(self, seeds: int) -> CrossedBootstrap:
-        if seeds not in self._bootstraps:
-            self._bootstraps[seeds] = CrossedBootstrap(seeds, self.utterances, LEVEL, RESAMPLES, SEED)
-        return self._bootstraps[seeds]
-
-    def mean(self, values: NDArray[np.float64]) -> Dict[str, Any]:
-        return _numbers(self.of(len(values)).mean(values)._asdict())
-
-    def share(self, gain: NDArray[np.float64], gap: NDArray[np.float64]) -> Dict[str, Any]:
-        result = self.of(len(gain)).ratio(gain, gap)
-        numbers = _numbers({"share": result.ratio, "low": result.low, "high": result.high})
-        return {**numbers, "gap": _numbers(result.denominator._asdict())}
-
-
-def _numbers(values: Mapping[str, Any]) -> Dict[str, Any]:
-    """Values for JSON: those that are not finite become null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def build(
@@ -163,24 +126,46 @@ class _Collector:
 
     def __init__(self, grid: Grid, runs: Sequence[Run], places: Places, test_set: str):
         self.grid, self.runs, self.places, self.set = grid, runs, places, test_set
-        self.noisy = read_system("noisy", places.noisy / f"scored_{test_set}")
+        self.noisy = read_system(MIXTURE, [places.noisy / f"scored_{test_set}"])
         teacher = places.teacher / f"scored_{test_set}"
-        self.teacher = read_system("teacher", teacher, places.teacher)
-        self.utterances = [row["utt"] for row in self.noisy.scores]
-        self.metrics = _ordered(self.noisy)
-        self.statistics = _Statistics(len(self.utterances))
-        self.noisy_scores = self._scores([self.noisy], ())
-        self.teacher_scores = self._scores([self.teacher], ())
-        self.systems: Dict[Path, System] = {}  # by folder of the run
-        for run in runs:
-            if run.state([test_set]) == "finished":
-                self.systems[run.folder] = read_system(run.title, run.scored(test_set), run.folder)
-        self.cells: Dict[str, Scores] = {}
+        self.teacher = read_system(TEACHER, [teacher], places.teacher)
+        self.utterances = list(self.noisy.runs[0].scores)
+        self.metrics = in_order(self.noisy.metrics)
+        self.statistics = Statistics(len(self.utterances))
+        self._check(TEACHER, self.teacher.runs[0])
+        self.finished = {run.folder: self._read(run) for run in runs if run.state([test_set]) == "finished"}
+        self.cells: Dict[str, System] = {}
         for cell in grid.cells:
-            finished = [run for run in runs if run.cell == cell and run.folder in self.systems]
+            finished = [self.finished[run.folder] for run in runs if run.cell == cell and run.folder in self.finished]
             if finished:
-                seeds = tuple(run.seed for run in finished)
-                self.cells[cell.name] = self._scores([self.systems[run.folder] for run in finished], seeds)
+                self.cells[cell.name] = System(cell.name, finished, complexity=finished[0].complexity)
+
+    def _read(self, run: Run) -> results.Run:
+        scored = results.Run(run.seed, run.folder, run.scored(self.set))
+        self._check(run.title, scored)
+        return scored
+
+    def _check(self, title: str, run: results.Run) -> None:
+        """All runs have the utterances and the scores of the mixtures."""
+        odd = run.scores.keys() ^ set(self.utterances)
+        if odd:
+            raise UserError(
+                f"{title} was scored on other utterances of {self.set} than the mixtures ({len(odd)} differ, "
+                f"such as {min(odd)}): run the ablation again to score it anew"
+            )
+        missing = [metric for metric in self.metrics if metric not in run.scores[self.utterances[0]]]
+        if missing:
+            raise UserError(f"{title} was scored without {', '.join(missing)}: score all with one --score_args")
+
+    def _values(self, system: System, metric: str, seeds: Sequence[Optional[int]]) -> NDArray[np.float64]:
+        """Scores ``(S, U)``, utterances in the order of the mixtures."""
+        return score_matrix(system.with_seeds(seeds), self.utterances, metric)
+
+    def _means(self, system: Optional[System]) -> Optional[Dict[str, Any]]:
+        if system is None:
+            return None
+        seeds = [run.seed for run in system.runs]
+        return {metric: self.statistics.mean(self._values(system, metric, seeds)) for metric in self.metrics}
 
     def build(self, command: str, options: Mapping[str, str]) -> Dict[str, Any]:
         cells = [self._cell(cell) for cell in self.grid.cells]
@@ -193,10 +178,10 @@ class _Collector:
             "set": self.set,
             "is_validation": self.set == options.get("valid_set"),
             "command": command,
-            "environment": environment(),
+            "environment": scoring_record(),
             "trainings": self._trainings(),
             "utterances": len(self.utterances),
-            "seconds": self.noisy.summary["seconds"],
+            "seconds": self.noisy.runs[0].summary["seconds"],
             "baseline": self.grid.baseline,
             "compare_with": self.grid.compare_with,
             "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": METHOD},
@@ -211,35 +196,12 @@ class _Collector:
         """Where the teacher and the finished runs were trained."""
         folders = {"teacher": [self.places.teacher_experiment]}
         for cell in self.grid.cells:
-            folders[cell.name] = [run.folder for run in self.runs if run.cell == cell and run.folder in self.systems]
+            folders[cell.name] = [run.folder for run in self.runs if run.cell == cell and run.folder in self.finished]
         entries: Dict[Tuple[Tuple[str, Any], ...], List[str]] = {}
         for name, places in folders.items():
             for record in dict.fromkeys(record for place in places for record in training_environments(place)):
                 entries.setdefault(record, []).append(name)
         return [{**dict(record), "systems": names} for record, names in entries.items()]
-
-    def _scores(self, systems: Sequence[System], seeds: Tuple[int, ...]) -> Scores:
-        """Scores of the systems, utterances in the order of the mixtures."""
-        tables = []
-        for system in systems:
-            table = {row["utt"]: row for row in system.scores}
-            odd = table.keys() ^ set(self.utterances)
-            if odd:
-                raise UserError(
-                    f"{system.name} was scored on other utterances of {self.set} than the mixtures ({len(odd)} differ, "
-                    f"such as {min(odd)}): run the ablation again to score it anew"
-                )
-            missing = [metric for metric in self.metrics if metric not in table[self.utterances[0]]]
-            if missing:
-                raise UserError(
-                    f"{system.name} was scored without {', '.join(missing)}: score all with one --score_args"
-                )
-            tables.append(table)
-        values = {
-            metric: np.array([[table[utt][metric] for utt in self.utterances] for table in tables])
-            for metric in self.metrics
-        }
-        return Scores(seeds, values)
 
     def _mixture(self) -> Dict[str, Any]:
         relative, raw = self.places.relative, self.places.rawdir / self.set
@@ -247,7 +209,7 @@ class _Collector:
             "scored": relative(self.places.noisy / f"scored_{self.set}"),
             "audio_scp": relative(raw / "wav.scp"),
             "reference_scp": relative(raw / "spk1.scp"),
-            "metrics": {metric: self.statistics.mean(self.noisy_scores.values[metric]) for metric in self.metrics},
+            "metrics": self._means(self.noisy),
         }
 
     def _teacher(self) -> Dict[str, Any]:
@@ -259,77 +221,63 @@ class _Collector:
             "audio_scp": relative(enhanced / "spk1.scp"),
             "complexity": self.teacher.complexity,
             "training": training_cost(self.places.teacher_experiment),
-            "metrics": {metric: self.statistics.mean(self.teacher_scores.values[metric]) for metric in self.metrics},
+            "metrics": self._means(self.teacher),
         }
 
     def _cell(self, cell: Cell) -> Dict[str, Any]:
         runs = [run for run in self.runs if run.cell == cell]
         seeds = [self._seed(run) for run in runs]
-        complexities = [self.systems[run.folder].complexity for run in runs if run.folder in self.systems]
+        system = self.cells.get(cell.name)
         others = dict.fromkeys([self.grid.baseline, *self.grid.compare_with])
         return {
             "name": cell.name,
             **cell.definition(),
             "seeds": seeds,
-            "metrics": self._means(cell.name),
+            "metrics": self._means(system),
             "differences": {other: self._differences(cell.name, other) for other in others if other != cell.name},
             "gap_closed": self._gap_closed(cell.name),
             "training": mean_cost([seed["training"] for seed in seeds if seed["state"] == "finished"]),
-            "complexity": complexities[0] if complexities else None,
+            "complexity": system.complexity if system else None,
         }
 
     def _seed(self, run: Run) -> Dict[str, Any]:
         relative = self.places.relative
-        system = self.systems.get(run.folder)
+        scored = self.finished.get(run.folder)
         enhanced = run.enhanced(self.set)
         return {
             "seed": run.seed,
             "state": run.state([self.set]),
             "experiment": relative(run.folder),
             "log": relative(run.log),
-            "scored": relative(run.scored(self.set)) if system else None,
-            "enhanced": relative(enhanced) if system else None,
-            "audio_scp": relative(enhanced / "spk1.scp") if system else None,
-            "metrics": {m: system.summary["metrics"][m]["mean"] for m in self.metrics} if system else None,
+            "scored": relative(run.scored(self.set)) if scored else None,
+            "enhanced": relative(enhanced) if scored else None,
+            "audio_scp": relative(enhanced / "spk1.scp") if scored else None,
+            "metrics": {m: scored.summary["metrics"][m]["mean"] for m in self.metrics} if scored else None,
             "training": training_cost(run.folder),
         }
 
-    def _means(self, name: str) -> Optional[Dict[str, Any]]:
-        if name not in self.cells:
-            return None
-        return {metric: self.statistics.mean(self.cells[name].values[metric]) for metric in self.metrics}
-
-    def _common_seeds(self, *names: str) -> List[int]:
-        """Seeds that all of these cells have finished."""
-        if any(name not in self.cells for name in names):
-            return []
-        return [seed for seed in self.cells[names[0]].seeds if all(seed in self.cells[n].seeds for n in names)]
-
     def _differences(self, name: str, other: str) -> Optional[Dict[str, Any]]:
-        seeds = self._common_seeds(name, other)
-        if not seeds:
+        a, b = self.cells.get(name), self.cells.get(other)
+        seeds = common_seeds(a, b)
+        if a is None or b is None or not seeds:
             return None
-        a, b = self.cells[name], self.cells[other]
-        return {metric: self.statistics.mean(a.of(metric, seeds) - b.of(metric, seeds)) for metric in self.metrics}
+        return {
+            metric: self.statistics.mean(self._values(a, metric, seeds) - self._values(b, metric, seeds))
+            for metric in self.metrics
+        }
 
     def _gap_closed(self, name: str) -> Optional[Dict[str, Any]]:
-        baseline = self.grid.baseline
-        seeds = self._common_seeds(name, baseline)
-        if name == baseline or not seeds:
+        cell, baseline = self.cells.get(name), self.cells.get(self.grid.baseline)
+        seeds = common_seeds(cell, baseline)
+        if name == self.grid.baseline or cell is None or baseline is None or not seeds:
             return None
         shares = {}
         for metric in self.metrics:
-            student = self.cells[baseline].of(metric, seeds)
-            better = 1.0 if metric not in COLUMNS or COLUMNS[metric].higher_is_better else -1.0
-            gain = better * (self.cells[name].of(metric, seeds) - student)
-            shares[metric] = self.statistics.share(gain, better * (self.teacher_scores.of(metric, seeds) - student))
+            student = self._values(baseline, metric, seeds)
+            better = 1.0 if metric_named(metric).higher_is_better else -1.0
+            gain, gap = (better * (self._values(one, metric, seeds) - student) for one in (cell, self.teacher))
+            shares[metric] = self.statistics.share(gain, gap)
         return shares
-
-
-def _ordered(system: System) -> List[str]:
-    """Metrics of a system in the order of the columns."""
-    present = system.summary["metrics"]
-    return [metric for metric in COLUMNS if metric in present] + sorted(present.keys() - COLUMNS.keys())
 
 
 def _add_relative_cost(cells: Sequence[Dict[str, Any]], baseline: str) -> None:

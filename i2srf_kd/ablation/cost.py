@@ -5,11 +5,9 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from i2srf_kd.results.plots import read_log
+from i2srf_kd.results.model import ENVIRONMENT, METRICS_LOG, Run
 from i2srf_kd.system.errors import UserError
 
-METRICS = "metrics.jsonl"
-ENVIRONMENT = "environment.json"
 KEYS = ("steps", "seconds_per_step", "hours", "parameters", "distillation_parameters")
 
 
@@ -19,9 +17,9 @@ def training_cost(experiment: Path) -> Optional[Dict[str, Any]]:
     Hours are those of the epochs, training and validation, as ``metrics.jsonl`` has them; what was computed twice
     because of a kill is not in it. Seconds per step depend on what else ran on the machine.
     """
-    if not (experiment / METRICS).is_file():
+    if not (experiment / METRICS_LOG).is_file():
         return None
-    records = read_log(experiment / METRICS)
+    records = Run(experiment=experiment).metrics
     epochs = [record for record in records if record["phase"] == "train" and record.get("total_count")]
     # total_count goes on from epoch to epoch
     totals = [0, *(int(record["total_count"]) for record in epochs)]

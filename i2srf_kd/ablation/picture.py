@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from i2srf_kd.results.results import COLUMNS, Column
+from i2srf_kd.metrics.names import metric_named
 from i2srf_kd.results.training_plots import Estimate, forest_panels, save_png
 
 _SHOWN = ("pesq_wb", "csig", "covl", "stoi", "ssnr", "si_sdr")
@@ -19,8 +19,7 @@ def forest_plot(results: Mapping[str, Any], path: Path) -> None:
     rows = _rows(results)
     metrics = [metric for metric in _SHOWN if metric in results["metrics"]] or list(results["metrics"])
     panels = {
-        COLUMNS.get(metric, Column(metric, 3)).label: [_estimate(label, row[metric], metric) for label, row in rows]
-        for metric in metrics
+        metric_named(metric).label: [_estimate(label, row[metric], metric) for label, row in rows] for metric in metrics
     }
     level = round(100 * results["interval"]["level"])
     which = "validation set" if results["is_validation"] else "set"
@@ -41,5 +40,5 @@ def _rows(results: Mapping[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
 def _estimate(label: str, value: Mapping[str, Any], metric: str) -> Optional[Estimate]:
     if value["mean"] is None:
         return None
-    scale = COLUMNS.get(metric, Column(metric, 3)).scale
+    scale = metric_named(metric).scale
     return Estimate(label, *(scale * value[key] for key in ("mean", "low", "high")))

@@ -4,7 +4,8 @@ import csv
 import io
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from i2srf_kd.results.results import COLUMNS, Column, cell_text, environment_lines, table_lines
+from i2srf_kd.metrics.names import metric_named
+from i2srf_kd.results.table import cell_text, environment_lines, table_lines
 
 _INTERVAL = ("mean", "low", "high")
 
@@ -12,7 +13,7 @@ _INTERVAL = ("mean", "low", "high")
 def to_markdown(results: Mapping[str, Any]) -> str:
     """The table of :func:`i2srf_kd.ablation.collect.build`'s results."""
     metrics: List[str] = results["metrics"]
-    labels = [_column(metric).label for metric in metrics]
+    labels = [metric_named(metric).label for metric in metrics]
     kind = "validation set" if results["is_validation"] else "test set"
     level = round(100 * results["interval"]["level"])
     lines = [
@@ -87,10 +88,6 @@ def _training_lines(results: Mapping[str, Any]) -> List[str]:
     ]
 
 
-def _column(metric: str) -> Column:
-    return COLUMNS.get(metric, Column(metric, 3))
-
-
 def _finished(cell: Mapping[str, Any]) -> str:
     done = sum(seed["state"] == "finished" for seed in cell["seeds"])
     return str(done) if done == len(cell["seeds"]) else f"{done} of {len(cell['seeds'])}"
@@ -111,14 +108,10 @@ def _deviation_rows(results: Mapping[str, Any]) -> List[List[str]]:
     rows = []
     for cell in results["cells"]:
         values = cell["metrics"] or {}
-        deviations = [(values.get(metric) or {}).get("seed_std") for metric in results["metrics"]]
-        numbers = [_number(value, _column(m)) for m, value in zip(results["metrics"], deviations, strict=True)]
+        deviations = {metric: (values.get(metric) or {}).get("seed_std") for metric in results["metrics"]}
+        numbers = ["–" if value is None else metric_named(m).text(value) for m, value in deviations.items()]
         rows.append([cell["name"], _finished(cell), *numbers])
     return rows
-
-
-def _number(value: Optional[float], column: Column) -> str:
-    return "–" if value is None else f"{column.scale * value:.{column.decimals}f}"
 
 
 def _difference_rows(results: Mapping[str, Any], other: str) -> List[List[str]]:

@@ -13,44 +13,12 @@ experiment folder, where there is one.
 """
 
 import argparse
-import glob
-import json
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
-from i2srf_kd.results import results
-from i2srf_kd.system.errors import UserError, run_command
-from i2srf_kd.system.files import remove_temporaries, write_text
-
-
-def parse_system(text: str) -> Tuple[str, str, Optional[str]]:
-    """Read ``NAME=SCORED_DIR[:EXPERIMENT_DIR]``."""
-    name, equals, folders = text.partition("=")
-    if not (name.strip() and equals and folders):
-        raise UserError(f"--system {text}: expected NAME=SCORED_DIR or NAME=SCORED_DIR:EXPERIMENT_DIR")
-    if Path(folders).is_dir():
-        return name.strip(), folders, None
-    # Folders may have colons in their names: the one that divides leaves a folder on either side.
-    splits = [(folders[:at], folders[at + 1 :]) for at, letter in enumerate(folders) if letter == ":"]
-    existing = [split for split in splits if all(split) and all(Path(folder).is_dir() for folder in split)]
-    for scored, experiment in existing or splits[-1:]:
-        return name.strip(), scored, experiment
-    return name.strip(), folders, None
-
-
-def read_system(text: str) -> results.System:
-    """Read the system that ``--system`` names, with all seeds that its wildcards match.
-
-    Raises:
-        UserError: nothing matches, or a folder cannot be read.
-    """
-    name, scored, experiment = parse_system(text)
-    if Path(scored).is_dir() or not any(letter in scored for letter in "*?["):
-        return results.read_system(name, scored, experiment)
-    folders = sorted(glob.glob(scored))
-    if not folders:
-        raise UserError(f"--system {text}: no folder matches {scored}")
-    return results.read_seeds(name, folders, experiment)
+from i2srf_kd.results import table
+from i2srf_kd.system.errors import run_command
+from i2srf_kd.system.files import remove_temporaries
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -69,28 +37,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _comparisons(names: Sequence[str], baseline: Optional[str], compare: Sequence[str]) -> List[Tuple[str, str]]:
-    pairs = []
-    if baseline is not None:
-        if baseline not in names:
-            raise UserError(f"--baseline {baseline}: not among the systems {', '.join(names)}")
-        pairs = [(name, baseline) for name in names if name not in (baseline, results.MIXTURE)]
-    return pairs + [results.parse_comparison(text, names) for text in compare]
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    json_file = args.out.with_name(args.out.stem.lower() + ".json")
-    if json_file == args.out:
-        raise UserError(f"--out {args.out}: give the name of a Markdown file; the JSON file is written beside it")
-    systems = [read_system(text) for text in args.system]
-    comparisons = _comparisons([system.name for system in systems], args.baseline, args.compare)
-    pictures, audio = results.find_media(args.pictures) if args.pictures else ([], [])
-    content = results.build(args.title, systems, comparisons, args.note, args.command)
+    table.json_beside(args.out)  # a wrong name is reported before any work
+    systems = [table.read_system_option(text) for text in args.system]
+    comparisons = table.comparisons(systems, args.baseline, args.compare)
+    pictures, audio = table.find_media(args.pictures) if args.pictures else ([], [])
+    content = table.build(args.title, systems, comparisons, args.note, args.command)
     remove_temporaries(args.out.parent)  # of a run that was killed
-    write_text(args.out, results.to_markdown(content, args.out.parent, pictures, audio))
-    write_text(json_file, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    table.write(args.out, table.to_markdown(content, args.out.parent, pictures, audio), content)
     print(f"{args.out}: {len(systems)} systems")
     return 0
 

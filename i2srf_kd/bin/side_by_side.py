@@ -1,21 +1,18 @@
 """Write one table of cost and quality of networks.
 
     python -m i2srf_kd.bin.side_by_side --out exp/SIDE_BY_SIDE.md --cost exp/cost.json \\
-        --system noisy=exp/noisy/scored_test --system dpdcrn=exp/dpdcrn/scored_test \--baseline dpdcrn
+        --system noisy=exp/noisy/scored_test --system dpdcrn=exp/dpdcrn/scored_test --baseline dpdcrn
 
 Costs are those of python tools/bench models --json, scores those of bin.score. The same content goes to a JSON
 file of the same name in small letters beside it. egs/voicebank/local/side_by_side.sh does everything.
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
-from i2srf_kd.bin.results import read_system
-from i2srf_kd.results import results, side_by_side
-from i2srf_kd.system.errors import UserError, run_command
-from i2srf_kd.system.files import write_text
+from i2srf_kd.results import side_by_side, table
+from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,18 +33,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    json_file = args.out.with_name(args.out.stem.lower() + ".json")
-    if json_file == args.out:
-        raise UserError(f"--out {args.out}: give the name of a Markdown file; the JSON file is written beside it")
-    networks = [read_system(text) for text in args.system]
+    table.json_beside(args.out)  # a wrong name is reported before any work
+    systems = [table.read_system_option(text) for text in args.system]
     costs, conditions = side_by_side.read_costs(args.cost) if args.cost else ({}, {})
-    comparisons: List[Tuple[str, str]] = []
-    if args.baseline is not None:
-        names = [system.name for system in networks if system.name != results.MIXTURE]
-        comparisons = [(name, args.baseline) for name in names if name != args.baseline]
-    content = side_by_side.build(args.title, networks, costs, conditions, comparisons, args.note, args.command)
-    write_text(args.out, side_by_side.to_markdown(content))
-    write_text(json_file, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    comparisons = table.comparisons(systems, args.baseline)
+    content = side_by_side.build(args.title, systems, costs, conditions, comparisons, args.note, args.command)
+    table.write(args.out, side_by_side.to_markdown(content), content)
     print(f"{args.out}: {len(content['rows'])} systems")
     return 0
 

@@ -54,7 +54,7 @@ MAIN = ("pesq_wb", "si_sdr", "stoi")
 """What is shown where there is room for few."""
 
 
-def metric(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """How a score is shown, also one that is not in the table."""
     return METRICS.get(name) or Metric(name)
 

@@ -7,13 +7,14 @@ import numpy as np
 
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import Table
+from i2srf_kd.metrics.names import MAIN, METRICS, in_order
+from i2srf_kd.results.files import read_audio_paths
 from i2srf_kd.results.media import common_top, encode_audio, spectrogram_png
-from i2srf_kd.results.results import COLUMNS, MIXTURE
-from i2srf_kd.results.study import TEACHER, Study, System, read_audio_paths
+from i2srf_kd.results.model import MIXTURE, TEACHER, System
+from i2srf_kd.results.study import Study
 from i2srf_kd.system.errors import UserError
 
 REFERENCE = "clean"
-_SHOWN_SCORES = ("pesq_wb", "stoi", "si_sdr")
 
 
 class Clip(NamedTuple):
@@ -159,11 +160,5 @@ def _scores(study: Study, name: str, utt: str) -> str:
     row: Optional[Dict[str, float]] = runs[0].scores.get(utt) if runs else None
     if row is None:
         return ""
-    parts = []
-    for metric in _SHOWN_SCORES:
-        if metric in row and math.isfinite(row[metric]):
-            column = COLUMNS[metric]
-            label, _, unit = column.label.partition(" [")
-            text = f"{label} {column.scale * row[metric]:.{column.decimals}f}"
-            parts.append(f"{text} {unit.rstrip(']')}".strip())
-    return " · ".join(parts)
+    shown = [name for name in in_order(MAIN) if math.isfinite(row.get(name, math.nan))]
+    return " · ".join(f"{METRICS[m].name} {METRICS[m].text(row[m])} {METRICS[m].unit}".strip() for m in shown)

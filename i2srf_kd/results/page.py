@@ -6,10 +6,11 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from i2srf_kd.metrics.names import MAIN, metric_named
 from i2srf_kd.results.listening import make_examples, systems_to_show
 from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
-from i2srf_kd.results.results import COLUMNS, Column, environment
-from i2srf_kd.results.study import Run, Study, System
+from i2srf_kd.results.model import Run, System
+from i2srf_kd.results.study import Study
 from i2srf_kd.results.study_figures import (
     Picture,
     calibration,
@@ -18,11 +19,12 @@ from i2srf_kd.results.study_figures import (
     learning_curves,
     loss_terms,
 )
+from i2srf_kd.results.table import cell_text
 from i2srf_kd.results.training_plots import to_svg
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.provenance import scoring_record
 
 TEMPLATE = "report.html.j2"
-MAIN_METRICS = ("pesq_wb", "si_sdr", "stoi")
 
 
 class Cell(NamedTuple):
@@ -86,7 +88,7 @@ def render(study: Study, options: Optional[Options] = None) -> str:
         facts=facts(study),
         scores=score_table(study),
         differences=difference_tables(study),
-        forests=_present(partial(forest, study, metric) for metric in MAIN_METRICS),
+        forests=_present(partial(forest, study, metric) for metric in MAIN),
         curves=_present([partial(learning_curves, study)]),
         gradients=_present([partial(gradient_share, study)]),
         terms=loss_terms(study),
@@ -127,18 +129,12 @@ def _with_size(page: str) -> str:
 # Text and tables ------------------------------------------------------------------------------------------------------
 
 
-def _column(metric: str) -> Column:
-    return COLUMNS.get(metric, Column(metric, 3))
-
-
 def _number(metric: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> Cell:
     if not score or score.get("mean") is None:
         return Cell("–", "")
-    column = _column(metric)
-    form = f"{{:{'+' if signed else ''}.{column.decimals}f}}"
-    mean, low, high = (column.scale * score[key] for key in ("mean", "low", "high"))
-    clear = signed and (low > 0 or high < 0)
-    return Cell(form.format(mean), mean, f"[{form.format(low)}, {form.format(high)}]", clear)
+    mean, low, high = (metric_named(metric).text(score[key], signed) for key in ("mean", "low", "high"))
+    clear = signed and (score["low"] > 0 or score["high"] < 0)
+    return Cell(mean, score["mean"], f"[{low}, {high}]", clear)
 
 
 def summary(study: Study) -> str:
@@ -159,10 +155,7 @@ def summary(study: Study) -> str:
         sure += " Chosen as the largest on this set, so it is biased upwards;"
         sure += " the interval does not account for the choice."
     which = f"the largest of {len(found)}, " if len(found) > 1 else ""
-    return (
-        f"{system.name} against {study.baseline}, {which}WB-PESQ {score['mean']:+.3f} "
-        f"[{score['low']:+.3f}, {score['high']:+.3f}].{sure}"
-    )
+    return f"{system.name} against {study.baseline}, {which}WB-PESQ {cell_text('pesq_wb', score, signed=True)}.{sure}"
 
 
 def facts(study: Study) -> List[str]:
@@ -182,7 +175,7 @@ def facts(study: Study) -> List[str]:
 
 def score_table(study: Study) -> Table:
     """Means with intervals, size and cost of every system."""
-    header = ["system", *(_column(metric).label for metric in study.metrics)]
+    header = ["system", *(metric_named(metric).label for metric in study.metrics)]
     gaps = any(system.gap_closed for system in study.systems)
     costs = any(system.relative_cost is not None for system in study.systems)
     header += (["gap closed, WB-PESQ"] if gaps else []) + (["time per step"] if costs else [])
@@ -231,7 +224,7 @@ def difference_tables(study: Study) -> List[Table]:
             for s in study.cells
             if s.name != other and s.differences.get(other)
         ]
-        header = ["system", *(f"Δ {_column(metric).label}" for metric in study.metrics)]
+        header = ["system", *(f"Δ {metric_named(metric).label}" for metric in study.metrics)]
         caption = f"Paired differences to {other}; bold where the interval leaves out zero."
         tables.append(Table(f"differences-{slug(other)}", caption, header, rows, other))
     return tables
@@ -244,23 +237,22 @@ def utterance_tables(study: Study) -> List[Table]:
         return []
     utterances = sorted(set().union(*(run.scores for system in systems for run in system.scored)))
     tables = []
-    for metric in [name for name in MAIN_METRICS if name in study.metrics]:
-        column = _column(metric)
+    for metric in [name for name in MAIN if name in study.metrics]:
         rows = []
         for utt in utterances:
-            rows.append([Cell(utt, utt), *(_utterance_cell(system, utt, metric, column) for system in systems)])
+            rows.append([Cell(utt, utt), *(_utterance_cell(system, utt, metric) for system in systems)])
         header = ["utterance", *(system.name for system in systems)]
-        tables.append(Table(f"utterances-{metric}", f"{column.label} of every utterance", header, rows))
+        tables.append(Table(f"utterances-{metric}", f"{metric_named(metric).label} of every utterance", header, rows))
     return tables
 
 
-def _utterance_cell(system: System, utt: str, metric: str, column: Column) -> Cell:
+def _utterance_cell(system: System, utt: str, metric: str) -> Cell:
     rows = [run.scores[utt] for run in system.scored if utt in run.scores]
-    values = [column.scale * row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+    values = [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
     if not values:
         return Cell("–")
     mean = math.fsum(values) / len(values)
-    return Cell(f"{mean:.{column.decimals}f}", mean)
+    return Cell(metric_named(metric).text(mean), mean)
 
 
 def training_table(study: Study) -> Table:
@@ -307,7 +299,7 @@ def commands(study: Study) -> List[Dict[str, str]]:
 
 def environment_rows(study: Study) -> List[List[str]]:
     """Where the scores were collected (or, without a record of it, where this page was made)."""
-    record = study.environment or environment()
+    record = study.environment or scoring_record()
     names = {"git_hash": "commit", "git_commit_date": "date of the commit", "git_dirty": "uncommitted changes"}
     rows = []
     for key, value in record.items():

@@ -1,13 +1,10 @@
-"""Spectrograms on one colour scale, and the logs of trainings. matplotlib is imported only when one is drawn."""
+"""Spectrograms on one colour scale. matplotlib is imported only when one is drawn."""
 
-import json
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, atomic_path
 
 _WINDOW_SECONDS = 0.032
@@ -76,28 +73,3 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
     axes[-1, 0].set_xlabel("time [s]")
     figure.colorbar(image, ax=list(axes[:, 0]), label="dB")
     _save(figure, path)
-
-
-def read_log(path: PathLike) -> List[Dict[str, Any]]:
-    """Read a training log of one JSON object per line.
-
-    A last line without its line break belongs to a run that is being written or was killed: it is left out.
-
-    Raises:
-        UserError: no such file, or a line that is no record with ``epoch`` and ``phase``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such training log")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            record["epoch"], record["phase"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: expected a record with epoch and phase, got {line[:80]!r}") from error
-        records.append(record)
-    return records

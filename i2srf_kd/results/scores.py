@@ -3,7 +3,7 @@
 import csv
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.system.errors import UserError
@@ -41,22 +41,17 @@ def read_csv(path: PathLike) -> List[Dict[str, Any]]:
             raise UserError(f"{path}: not a complete table of scores ({error}); score again") from error
 
 
-def _finite(value: float) -> Optional[float]:
-    return value if math.isfinite(value) else None
+def finite(values: Mapping[str, Any]) -> Dict[str, Any]:
+    """Values for JSON: those that are not finite become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def summarise(rows: Sequence[Dict[str, Any]], columns: Sequence[str]) -> Dict[str, Any]:
     """Mean, interval and counts per metric. An undefined mean is null."""
-    metrics = {}
-    for name in columns:
-        interval = mean_with_interval([row[name] for row in rows], LEVEL, RESAMPLES, SEED)
-        metrics[name] = {
-            "mean": _finite(interval.mean),
-            "low": _finite(interval.low),
-            "high": _finite(interval.high),
-            "n": interval.n,
-            "n_nan": interval.n_nan,
-        }
+    metrics = {
+        name: finite(mean_with_interval([row[name] for row in rows], LEVEL, RESAMPLES, SEED)._asdict())
+        for name in columns
+    }
     return {
         "utterances": len(rows),
         "seconds": math.fsum(row["seconds"] for row in rows),

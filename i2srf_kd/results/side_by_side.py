@@ -3,11 +3,12 @@
 Costs come from ``python tools/bench models --json``, scores from ``python -m i2srf_kd.bin.score``.
 """
 
-import json
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from i2srf_kd.results import results
+from i2srf_kd.metrics.names import MAIN, in_order, metric_named
+from i2srf_kd.results import table
+from i2srf_kd.results.files import read_json
+from i2srf_kd.results.model import System
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 
@@ -20,7 +21,7 @@ class Column(NamedTuple):
     form: str
 
 
-SCORES = ("pesq_wb", "stoi", "si_sdr")
+SCORES = in_order(MAIN)
 _COST = (
     Column("parameters", "parameters", "{:,}"),
     Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
@@ -34,19 +35,6 @@ HOW_TO_READ = [
     "above what the process held before the run, so without weights and libraries.",
 ]
 Cost = Dict[str, Any]
-
-
-def read_json(path: PathLike) -> Dict[str, Any]:
-    """A JSON object from a file; UserError where there is none."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
 
 
 def read_costs(path: PathLike) -> Tuple[Dict[str, Cost], Dict[str, Any]]:
@@ -65,7 +53,7 @@ def rows_of(content: Mapping[str, Any], costs: Mapping[str, Cost]) -> List[Dict[
     """One row per system: the mixture, what was scored, then what has a cost alone.
 
     Args:
-        content: of :func:`i2srf_kd.results.results.build`.
+        content: of :func:`i2srf_kd.results.table.build`.
         costs: by system.
     """
     scored = [{"name": s["name"], "metrics": s["metrics"], **_of(costs, s["name"])} for s in content["systems"]]
@@ -88,12 +76,12 @@ def main_table(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> Lis
     parameters, macs, memory = _COST
     factors = [Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads]
     columns = [parameters, macs, *factors, memory]
-    header = ["system", *(column.title for column in columns), *(results.COLUMNS[m].label for m in SCORES)]
+    header = ["system", *(column.title for column in columns), *(metric_named(m).label for m in SCORES)]
     lines = []
     for row in rows:
         cells = [_cell(row.get(column.key), column.form) for column in columns]
-        lines.append([row["name"], *cells, *(results.cell_text(m, row["metrics"].get(m)) for m in SCORES)])
-    return results.table_lines(header, lines)
+        lines.append([row["name"], *cells, *(table.cell_text(m, row["metrics"].get(m)) for m in SCORES)])
+    return table.table_lines(header, lines)
 
 
 def _cell(value: Optional[Any], form: str) -> str:
@@ -102,12 +90,12 @@ def _cell(value: Optional[Any], form: str) -> str:
 
 def differences_table(differences: Sequence[Mapping[str, Any]]) -> List[str]:
     """Lines of a Markdown table of paired differences."""
-    header = ["difference", *(results.COLUMNS[metric].label for metric in SCORES)]
+    header = ["difference", *(metric_named(m).label for m in SCORES)]
     rows = [
-        [difference["name"], *(results.cell_text(m, difference["metrics"].get(m), signed=True) for m in SCORES)]
+        [difference["name"], *(table.cell_text(m, difference["metrics"].get(m), signed=True) for m in SCORES)]
         for difference in differences
     ]
-    return results.table_lines(header, rows)
+    return table.table_lines(header, rows)
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
@@ -129,7 +117,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     lines += ["", *(f"- {note}" for note in (*HOW_TO_READ, *content["notes"]))]
     if content["commands"]:
         lines += ["", "```sh", *content["commands"], "```"]
-    return "\n".join([*lines, "", *results.environment_lines(content["environment"])]) + "\n"
+    return "\n".join([*lines, "", *table.environment_lines(content["environment"])]) + "\n"
 
 
 def _short(value: Any) -> str:
@@ -138,7 +126,7 @@ def _short(value: Any) -> str:
 
 def build(
     title: str,
-    systems: Sequence[results.System],
+    systems: Sequence[System],
     costs: Mapping[str, Cost],
     conditions: Mapping[str, Any],
     comparisons: Sequence[Tuple[str, str]] = (),
@@ -158,5 +146,5 @@ def build(
     Raises:
         UserError: systems that cannot be compared.
     """
-    content = results.build(title, systems, comparisons, notes, commands)
+    content = table.build(title, systems, comparisons, notes, commands)
     return {**content, "rows": rows_of(content, costs), "conditions": dict(conditions)}

@@ -5,126 +5,31 @@ layout). Experiment folders are put into the same form: each is a system, those 
 seeds of one.
 """
 
-import json
-import math
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from i2srf_kd.audio.ark import file_of
-from i2srf_kd.data.kaldi_dir import Table, read_table
-from i2srf_kd.inference.experiment import CONFIG
-from i2srf_kd.metrics.bootstrap import CrossedBootstrap
-from i2srf_kd.results.plots import read_log
-from i2srf_kd.results.results import COLUMNS, MIXTURE
-from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, read_csv
-from i2srf_kd.system.config import read_yaml
+from i2srf_kd.metrics.names import METRICS
+from i2srf_kd.results.files import read_json
+from i2srf_kd.results.model import (
+    METRICS_LOG,
+    MIXTURE,
+    TEACHER,
+    Run,
+    Score,
+    Statistics,
+    System,
+    common_seeds,
+    metrics_of,
+    score_matrix,
+)
+from i2srf_kd.results.scores import LEVEL
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
-
-METRICS_LOG, DIAGNOSTICS_LOG, ENVIRONMENT = "metrics.jsonl", "diagnostics.jsonl", "environment.json"
-TEACHER = "teacher"
-Score = Dict[str, Any]  # mean, low, high, ...; see i2srf_kd.ablation.collect
-
-
-@dataclass
-class Run:
-    """One training with its scores; what is absent is None.
-
-    Attributes:
-        seed: of the training, None where it has none (the mixtures).
-        experiment: folder that the training wrote.
-        scored: folder with ``scores.csv``.
-        audio_scp: table of enhanced files.
-        state: ``finished``, or how far an unfinished one got.
-    """
-
-    seed: Optional[int] = None
-    experiment: Optional[Path] = None
-    scored: Optional[Path] = None
-    audio_scp: Optional[Path] = None
-    state: str = "finished"
-
-    @cached_property
-    def scores(self) -> Dict[str, Dict[str, float]]:
-        """Scores of each utterance, by its name."""
-        if self.scored is None or not (self.scored / "scores.csv").is_file():
-            return {}
-        return {row["utt"]: row for row in read_csv(self.scored / "scores.csv")}
-
-    @cached_property
-    def metrics(self) -> List[Dict[str, Any]]:
-        """Lines of ``metrics.jsonl``."""
-        return self._log(METRICS_LOG)
-
-    @cached_property
-    def diagnostics(self) -> List[Dict[str, Any]]:
-        """Lines of ``diagnostics.jsonl``, in the order of their steps."""
-        return sorted(self._log(DIAGNOSTICS_LOG), key=lambda line: line.get("step", 0))
-
-    @cached_property
-    def config(self) -> Dict[str, Any]:
-        """Options of the training."""
-        return self._optional(CONFIG, read_yaml) or {}
-
-    @cached_property
-    def starts(self) -> List[Dict[str, Any]]:
-        """The environment at each start of the training."""
-        return (self._optional(ENVIRONMENT, read_json) or {}).get("starts", [])
-
-    @cached_property
-    def complexity(self) -> Optional[Dict[str, Any]]:
-        """Size and cost of the network."""
-        return self._optional("complexity.json", read_json)
-
-    def audio(self) -> Table:
-        """Enhanced file of each utterance."""
-        return read_audio_paths(self.audio_scp)
-
-    def _log(self, name: str) -> List[Dict[str, Any]]:
-        return self._optional(name, read_log) or []
-
-    def _optional(self, name: str, read: Any) -> Any:
-        path = self.experiment / name if self.experiment is not None else None
-        return read(path) if path is not None and path.is_file() else None
-
-
-@dataclass
-class System:
-    """A row of the table.
-
-    Attributes:
-        name: unique in the study.
-        runs: its seeds; one for the mixtures and the teacher.
-        metrics: score by metric.
-        differences: name of another system to score by metric, this system minus the other.
-        gap_closed: metric to the share of the teacher's gain over the baseline.
-        distilled: whether it learned from the teacher.
-        relative_cost: seconds per training step relative to the baseline's.
-    """
-
-    name: str
-    runs: List[Run]
-    metrics: Dict[str, Score] = field(default_factory=dict)
-    differences: Dict[str, Dict[str, Score]] = field(default_factory=dict)
-    gap_closed: Dict[str, Dict[str, Any]] = field(default_factory=dict)
-    distilled: bool = False
-    relative_cost: Optional[float] = None
-    complexity: Optional[Dict[str, Any]] = None
-
-    @property
-    def trained(self) -> List[Run]:
-        """Seeds that have left a log of their training."""
-        return [run for run in self.runs if run.metrics]
-
-    @property
-    def scored(self) -> List[Run]:
-        """Seeds that are scored."""
-        return [run for run in self.runs if run.scores]
 
 
 @dataclass
@@ -146,8 +51,7 @@ class Study:
     @property
     def metrics(self) -> List[str]:
         """Metrics that any system has, in the order of the columns."""
-        present = {metric for system in self.systems for metric in system.metrics}
-        return [metric for metric in COLUMNS if metric in present] + sorted(present - COLUMNS.keys())
+        return metrics_of(self.systems)
 
     @property
     def cells(self) -> List[System]:
@@ -157,35 +61,6 @@ class Study:
     def system(self, name: Optional[str]) -> Optional[System]:
         """The system of that name, if there is one."""
         return next((system for system in self.systems if system.name == name), None)
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
-
-
-def read_audio_paths(scp: Optional[Path]) -> Table:
-    """A table of audio files; relative ones are relative to this process's folder or one that the table lies in."""
-    if scp is None or not scp.is_file():
-        return {}
-    return {utt: str(_existing(Path(path), scp)) for utt, path in read_table(scp).items()}
-
-
-def _existing(path: Path, scp: Path) -> Path:
-    file = file_of(path)
-    if path.is_absolute() or Path(file).exists():
-        return path
-    return next((folder / path for folder in scp.absolute().parents if (folder / file).exists()), path)
 
 
 def read_study(paths: Sequence[PathLike], test_set: Optional[str] = None, title: Optional[str] = None) -> Study:
@@ -317,7 +192,7 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
     systems.sort(key=lambda system: (order.get(system.name, 2), system.distilled, system.name))
     systems = [system for system in systems if system.runs]
     plain = [system for system in systems if system.name not in order and not system.distilled]
-    baseline = plain[0].name if plain else None
+    baseline = plain[0] if plain else None
     _score(systems, baseline)
     data_dir = _data_dir(runs.values(), chosen)
     table = _pipeline_results(folders[0].parent, chosen)
@@ -325,7 +200,7 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
         title or table.get("title") or (paths[0].resolve().name if len(paths) == 1 else "Experiments"),
         chosen,
         systems,
-        baseline,
+        baseline.name if baseline is not None else None,
         data_dir / "wav.scp" if data_dir else None,
         data_dir / "spk1.scp" if data_dir else None,
         "\n".join(table.get("commands") or []),
@@ -397,48 +272,31 @@ def _data_dir(runs: Iterable[Run], test_set: str) -> Optional[Path]:
     return None
 
 
-def _score(systems: Sequence[System], baseline: Optional[str]) -> None:
+def _score(systems: Sequence[System], baseline: Optional[System]) -> None:
     """Fill in means with their intervals, and paired differences to the baseline."""
-    base = next((system for system in systems if system.name == baseline), None)
     for system in systems:
-        system.metrics = _intervals(system.scored, [])
-        if base is not None and base.scored and system.distilled:
-            runs, minus = _common_seeds(system.scored, base.scored)
-            if runs:
-                system.differences[base.name] = _intervals(runs, minus)
+        system.metrics = _intervals(system.scored)
+        seeds = common_seeds(system, baseline) if system.distilled else []
+        if baseline is not None and seeds:
+            system.differences[baseline.name] = _intervals(system.with_seeds(seeds), baseline.with_seeds(seeds))
 
 
-def _common_seeds(runs: Sequence[Run], others: Sequence[Run]) -> Tuple[List[Run], List[Run]]:
-    """The runs on either side whose seed the other side has as well, in the same order."""
-    by_seed = {run.seed: run for run in others}
-    common = [run for run in runs if run.seed in by_seed]
-    return common, [by_seed[run.seed] for run in common]
-
-
-def _intervals(runs: Sequence[Run], minus: Sequence[Run]) -> Dict[str, Score]:
+def _intervals(runs: Sequence[Run], minus: Sequence[Run] = ()) -> Dict[str, Score]:
     """Interval by metric, over the utterances that all runs have; of differences where there is something to subtract.
 
     Args:
         runs: the seeds of a system.
         minus: as many runs of another with the same seeds in the same order, or none.
     """
-    if not runs:
-        return {}
     every = [*runs, *minus]
-    utterances = sorted(set.intersection(*(set(run.scores) for run in every)))
-    metrics = [name for name in COLUMNS if all(name in run.scores[utt] for run in every for utt in utterances[:1])]
+    utterances = sorted(set.intersection(*(set(run.scores) for run in every))) if every else []
     if not utterances:
         return {}
-    bootstrap = CrossedBootstrap(len(runs), len(utterances), LEVEL, RESAMPLES, SEED)
-    result = {}
-    for metric in metrics:
-        values = _matrix(runs, utterances, metric)
-        if minus:
-            values = values - _matrix(minus, utterances, metric)
-        score = bootstrap.mean(values)._asdict()
-        result[metric] = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in score.items()}
-    return result
+    shared = set.intersection(*(set(run.scores[utterances[0]]) for run in every))
+    statistics = Statistics(len(utterances))
 
+    def values(metric: str) -> NDArray[np.float64]:
+        scores = score_matrix(runs, utterances, metric)
+        return scores - score_matrix(minus, utterances, metric) if minus else scores
 
-def _matrix(runs: Sequence[Run], utterances: Sequence[str], metric: str) -> np.ndarray:
-    return np.array([[run.scores[utt][metric] for utt in utterances] for run in runs], dtype=float)
+    return {metric: statistics.mean(values(metric)) for metric in METRICS if metric in shared}

@@ -5,8 +5,9 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from i2srf_kd.results.results import COLUMNS, Column
-from i2srf_kd.results.study import Run, Study, System
+from i2srf_kd.metrics.names import IN_TRAINING, METRICS, metric_named
+from i2srf_kd.results.model import Run, System, common_seeds
+from i2srf_kd.results.study import Study
 from i2srf_kd.results.training_plots import (
     CalibrationMap,
     Curve,
@@ -42,34 +43,32 @@ class Picture(NamedTuple):
 def forest(study: Study, metric: str, against: Optional[str] = None) -> Optional[Picture]:
     """Paired differences of all systems to one of them (default: the undistilled student)."""
     other = against or study.baseline
-    column = COLUMNS.get(metric, Column(metric, 3))
+    look = metric_named(metric)
     rows = []
     for system in study.cells:
         score = (system.differences.get(other or "") or {}).get(metric)
         if score and score["mean"] is not None and system.name != other:
-            mean, low, high = (column.scale * score[key] for key in ("mean", "low", "high"))
+            mean, low, high = (look.scale * score[key] for key in ("mean", "low", "high"))
             seeds = _seed_differences(study, system, str(other), metric)
             rows.append(Estimate(system.name, mean, low, high, seeds if len(seeds) > 1 else ()))
     if not rows:
         return None
-    title = f"{column.label}: difference to {other}"
+    title = f"{look.label}: difference to {other}"
     text = (
         f"Mean of the paired differences to {other} with the {study.interval or 'interval'}. Blue: the interval leaves "
         "out zero; grey: it does not."
     )
     text += " Small strokes: single seeds." if any(row.seeds for row in rows) else ""
-    return Picture(f"forest_{metric}", title, text, forest_figure(rows, f"Δ {column.label}"))
+    return Picture(f"forest_{metric}", title, text, forest_figure(rows, f"Δ {look.label}"))
 
 
 def _seed_differences(study: Study, system: System, other: str, metric: str) -> List[float]:
     base = study.system(other)
-    paired = {run.seed: run for run in base.scored} if base is not None else {}
-    scale = COLUMNS.get(metric, Column(metric, 3)).scale
-    return [
-        scale * (_mean_score(run, metric) - _mean_score(paired[run.seed], metric))
-        for run in system.scored
-        if run.seed in paired
-    ]
+    seeds = common_seeds(system, base)
+    if base is None or not seeds:
+        return []
+    means = [[_mean_score(run, metric) for run in one.with_seeds(seeds)] for one in (system, base)]
+    return [metric_named(metric).scale * (a - b) for a, b in zip(*means, strict=True)]
 
 
 def _mean_score(run: Run, metric: str) -> float:
@@ -98,8 +97,9 @@ def learning_curves(study: Study) -> Optional[Picture]:
         curves = {name: [c for c in seeds if c] for name, seeds in curves.items()}
         return Panel(title, unit, {name: seeds for name, seeds in curves.items() if seeds})
 
+    pesq = METRICS[IN_TRAINING["pesq"]].label
     panels = [
-        panel("validation WB-PESQ", "WB-PESQ (MOS-LQO)", lambda run: curve(run, "valid", "pesq")),
+        panel(f"validation {pesq}", f"{pesq} (MOS-LQO)", lambda run: curve(run, "valid", "pesq")),
         panel("validation task loss", "task loss", lambda run: curve(run, "valid", task_loss_name(run))),
         panel("training task loss", "task loss", lambda run: curve(run, "train", task_loss_name(run))),
     ]

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from results import synthetic
 
-from i2srf_kd.results.study import read_audio_paths, read_study
+from i2srf_kd.results.files import read_audio_paths
+from i2srf_kd.results.study import read_study
 from i2srf_kd.system.errors import UserError
 
 

@@ -1,53 +1,20 @@
 """The result file of a recipe: one row per system, with intervals, complexity, paired differences and environment."""
 
+import glob
 import json
-import math
 import os
-import platform
-import subprocess
-import sys
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
-
-from i2srf_kd.metrics.bootstrap import CrossedBootstrap, paired_difference
-from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, read_csv
+from i2srf_kd.metrics.bootstrap import paired_difference
+from i2srf_kd.metrics.names import in_order, metric_named
+from i2srf_kd.results.model import MIXTURE, Run, Score, Statistics, System, score_matrix
+from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.files import PathLike, write_text
+from i2srf_kd.system.provenance import scoring_record
 
-MIXTURE = "noisy"
-"""Name of the system that is the unprocessed mixture; its row opens every table."""
-
-
-class Column(NamedTuple):
-    """How a metric is shown."""
-
-    label: str
-    decimals: int
-    scale: float = 1.0
-    higher_is_better: bool = True
-
-
-COLUMNS: Dict[str, Column] = {
-    "pesq_wb": Column("WB-PESQ", 3),
-    "csig": Column("CSIG", 3),
-    "cbak": Column("CBAK", 3),
-    "covl": Column("COVL", 3),
-    "ssnr": Column("SSNR [dB]", 2),
-    "stoi": Column("STOI [%]", 2, 100.0),
-    "estoi": Column("ESTOI [%]", 2, 100.0),
-    "si_sdr": Column("SI-SDR [dB]", 2),
-    "wer": Column("WER [%]", 2, 100.0, higher_is_better=False),
-    "challenge": Column("challenge score", 3),
-    "dnsmos_sig": Column("DNSMOS SIG", 3),
-    "dnsmos_bak": Column("DNSMOS BAK", 3),
-    "dnsmos_ovrl": Column("DNSMOS OVRL", 3),
-}
 _SCORED_WITH = ("si_sdr_zero_mean", "ref_channel", "asr_model")
 _SEEDS_NOTE = [
     "Systems of several seeds: mean over seeds and utterances, both drawn with replacement, independently of each "
@@ -57,89 +24,69 @@ _PICTURES = (".png", ".svg")
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
 
-class System(NamedTuple):
-    """One scored system, trained with one seed or with several."""
+def read_system(name: str, scored: Sequence[PathLike], experiment: Optional[PathLike] = None) -> System:
+    """Read a system from the folders that ``bin/score.py`` wrote, one per seed, and its ``complexity.json``, if any.
 
-    name: str
-    summary: Dict[str, Any]
-    scores: List[Dict[str, Any]]
-    """Of the first seed, one line per utterance."""
-    complexity: Optional[Dict[str, Any]]
-    further_seeds: Tuple[List[Dict[str, Any]], ...] = ()
-    """Scores of the other seeds on the same utterances, in any order of the lines."""
-
-    @property
-    def seeds(self) -> int:
-        """Number of trainings."""
-        return 1 + len(self.further_seeds)
-
-    def values(self, metric: str, seeds: int) -> NDArray[np.float64]:
-        """``(seeds, utterances)``, utterances as in ``scores``; a system of one seed stands for each of them."""
-        tables = [{row["utt"]: row[metric] for row in table} for table in (self.scores, *self.further_seeds)]
-        values = np.array([[table[row["utt"]] for row in self.scores] for table in tables])
-        return np.repeat(values, seeds, axis=0) if len(values) == 1 else values
-
-
-def _read_json(path: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the system first (python -m i2srf_kd.bin.score)") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
-
-
-def read_system(name: str, scored: PathLike, experiment: Optional[PathLike] = None) -> System:
-    """Read a folder that ``bin/score.py`` wrote and, where there is one, ``complexity.json`` of the experiment.
-
-    Raises:
-        UserError: a file is absent or malformed.
-    """
-    scored = Path(scored)
-    summary = _read_json(scored / "summary.json")
-    if "metrics" not in summary:
-        raise UserError(f"{scored / 'summary.json'}: holds no metrics; score the system again")
-    complexity = None
-    if experiment is not None:
-        if not Path(experiment).is_dir():
-            raise UserError(f"system {name}: {experiment} is no folder; give NAME=SCORED_DIR:EXPERIMENT_DIR")
-        file = Path(experiment) / "complexity.json"
-        complexity = _read_json(file) if file.is_file() else None
-    return System(name, summary, read_csv(scored / "scores.csv"), complexity)
-
-
-def read_seeds(name: str, scored: Sequence[PathLike], experiment: Optional[PathLike] = None) -> System:
-    """Read a system that was trained with several seeds, each scored into a folder of its own.
-
-    Means and intervals are then over seeds and utterances (:class:`~i2srf_kd.metrics.bootstrap.CrossedBootstrap`).
+    Means and intervals of several seeds are over seeds and utterances
+    (:class:`~i2srf_kd.metrics.bootstrap.CrossedBootstrap`).
 
     Raises:
         UserError: a file is absent or malformed, or the seeds were not scored alike.
     """
-    systems = [read_system(name, folder, experiment) for folder in scored]
-    first = systems[0]
-    for folder, other in zip(scored[1:], systems[1:], strict=True):
-        if {row["utt"] for row in other.scores} != {row["utt"] for row in first.scores}:
-            raise UserError(f"system {name}: {folder} was scored on other utterances than {scored[0]}")
-        if any(other.summary.get(key) != first.summary.get(key) for key in _SCORED_WITH) or (
-            other.summary["metrics"].keys() != first.summary["metrics"].keys()
-        ):
-            raise UserError(f"system {name}: {folder} was scored otherwise than {scored[0]}: score it again")
-    if len(systems) == 1:
-        return first
-    system = first._replace(further_seeds=tuple(other.scores for other in systems[1:]))
-    metrics = {metric: _crossed(system.values(metric, len(systems))) for metric in first.summary["metrics"]}
-    return system._replace(summary={**first.summary, "metrics": metrics, "seeds": len(systems)})
+    if experiment is not None and not Path(experiment).is_dir():
+        raise UserError(f"system {name}: {experiment} is no folder; give NAME=SCORED_DIR:EXPERIMENT_DIR")
+    folder = None if experiment is None else Path(experiment)
+    several = len(scored) > 1
+    runs = [Run(i if several else None, folder, Path(place)) for i, place in enumerate(scored)]
+    first = runs[0]
+    metrics = first.summary["metrics"]
+    for run in runs:
+        if not run.scores:
+            raise UserError(
+                f"{run.scored}/scores.csv: no scores; score the system first (python -m i2srf_kd.bin.score)"
+            )
+        if run.scores.keys() != first.scores.keys():
+            raise UserError(f"system {name}: {run.scored} was scored on other utterances than {first.scored}")
+        if how_scored(run) != how_scored(first) or run.summary["metrics"].keys() != metrics.keys():
+            raise UserError(f"system {name}: {run.scored} was scored otherwise than {first.scored}: score it again")
+    if several:
+        statistics, utterances = Statistics(len(first.scores)), list(first.scores)
+        metrics = {m: statistics.mean(score_matrix(runs, utterances, m)) for m in metrics}
+    return System(name, runs, metrics, complexity=first.complexity)
 
 
-def _crossed(values: NDArray[np.float64]) -> Dict[str, Any]:
-    """Mean and interval of scores ``(seeds, utterances)``; what is undefined becomes null."""
-    seeds, utterances = values.shape
-    bootstrap = CrossedBootstrap(seeds, utterances, LEVEL, RESAMPLES, SEED)
-    return {k: None if math.isnan(v) else v for k, v in bootstrap.mean(values)._asdict().items()}
+def read_system_option(text: str) -> System:
+    """Read the system that ``NAME=SCORED_DIR[:EXPERIMENT_DIR]`` names, with all seeds that its wildcards match.
+
+    Raises:
+        UserError: it has another form, nothing matches, or a folder cannot be read.
+    """
+    name, scored, experiment = _split_option(text)
+    if Path(scored).is_dir() or not any(letter in scored for letter in "*?["):
+        return read_system(name, [scored], experiment)
+    folders = sorted(glob.glob(scored))
+    if not folders:
+        raise UserError(f"--system {text}: no folder matches {scored}")
+    return read_system(name, folders, experiment)
+
+
+def _split_option(text: str) -> Tuple[str, str, Optional[str]]:
+    name, equals, folders = text.partition("=")
+    if not (name.strip() and equals and folders):
+        raise UserError(f"--system {text}: expected NAME=SCORED_DIR or NAME=SCORED_DIR:EXPERIMENT_DIR")
+    if Path(folders).is_dir():
+        return name.strip(), folders, None
+    # Folders may have colons in their names: the one that divides leaves a folder on either side.
+    splits = [(folders[:at], folders[at + 1 :]) for at, letter in enumerate(folders) if letter == ":"]
+    existing = [split for split in splits if all(split) and all(Path(folder).is_dir() for folder in split)]
+    for scored, experiment in existing or splits[-1:]:
+        return name.strip(), scored, experiment
+    return name.strip(), folders, None
+
+
+def how_scored(run: Run) -> Dict[str, Any]:
+    """The options that scores depend on."""
+    return {key: run.summary.get(key) for key in _SCORED_WITH}
 
 
 def order_systems(systems: Sequence[System]) -> List[System]:
@@ -158,18 +105,32 @@ def order_systems(systems: Sequence[System]) -> List[System]:
     if repeated:
         raise UserError(f"system {repeated[0]} is given twice")
     ordered = sorted(systems, key=lambda system: system.name != MIXTURE)
-    utterances = {row["utt"] for row in ordered[0].scores}
+    mixture = ordered[0].runs[0]
     for system in ordered[1:]:
-        odd = utterances ^ {row["utt"] for row in system.scores}
+        run = system.runs[0]
+        odd = mixture.scores.keys() ^ run.scores.keys()
         if odd:
             raise UserError(
                 f"system {system.name} was scored on other utterances than {MIXTURE} ({len(odd)} differ, such as "
                 f"{min(odd)}): a table compares systems on one set"
             )
-        for key in _SCORED_WITH:
-            if system.summary.get(key) != ordered[0].summary.get(key):
+        for key, value in how_scored(mixture).items():
+            if how_scored(run)[key] != value:
                 raise UserError(f"system {system.name} was scored with another {key} than {MIXTURE}: score it again")
     return ordered
+
+
+def comparisons(systems: Sequence[System], baseline: Optional[str], pairs: Sequence[str] = ()) -> List[Tuple[str, str]]:
+    """What is compared: every model with the baseline, if there is one, and the pairs ``A-B``.
+
+    Raises:
+        UserError: a name is not among the systems.
+    """
+    names = [system.name for system in systems]
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline {baseline}: not among the systems {', '.join(names)}")
+    others = [name for name in names if baseline is not None and name not in (baseline, MIXTURE)]
+    return [(name, str(baseline)) for name in others] + [parse_comparison(text, names) for text in pairs]
 
 
 def parse_comparison(text: str, names: Sequence[str]) -> Tuple[str, str]:
@@ -194,65 +155,23 @@ def compare(first: System, second: System) -> Dict[str, Any]:
     Raises:
         UserError: different numbers of seeds.
     """
-    seeds = max(first.seeds, second.seeds)
-    if {first.seeds, second.seeds} - {1, seeds}:
+    numbers = [len(first.runs), len(second.runs)]
+    seeds = range(max(numbers))
+    if {*numbers} - {1, len(seeds)}:
         raise UserError(
-            f"{first.name} has {first.seeds} seeds, {second.name} {second.seeds}: a paired difference needs the same"
+            f"{first.name} has {numbers[0]} seeds, {second.name} {numbers[1]}: a paired difference needs the same"
         )
-    order = {row["utt"]: place for place, row in enumerate(second.scores)}
-    places = [order[row["utt"]] for row in first.scores]
-    metrics = {}
-    for metric in _metrics([first, second]):
-        if metric in first.summary["metrics"] and metric in second.summary["metrics"]:
-            a, b = first.values(metric, seeds), second.values(metric, seeds)[:, places]
-            metrics[metric] = _difference(a, b)
-    return {"name": f"{first.name} - {second.name}", "metrics": metrics}
+    utterances = list(first.runs[0].scores)
+    statistics = Statistics(len(utterances)) if len(seeds) > 1 else None
 
+    def difference(name: str) -> Score:
+        a, b = (score_matrix(system.with_seeds(seeds), utterances, name) for system in (first, second))
+        if statistics is not None:
+            return statistics.mean(a - b)
+        return finite(paired_difference(a[0], b[0], LEVEL, RESAMPLES, SEED)._asdict())
 
-def _difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> Dict[str, Any]:
-    if len(a) > 1:
-        return _crossed(a - b)
-    values = paired_difference(a[0], b[0], LEVEL, RESAMPLES, SEED)._asdict()
-    return {key: None if math.isnan(value) else value for key, value in values.items()}
-
-
-def _metrics(systems: Sequence[System]) -> List[str]:
-    """Metrics of any of the systems in the order of the columns."""
-    present = {metric for system in systems for metric in system.summary["metrics"]}
-    return [metric for metric in COLUMNS if metric in present] + sorted(present - COLUMNS.keys())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git(repository: Path, *arguments: str) -> Optional[str]:
-    command = ["git", "-C", str(repository), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def environment(repository: Optional[PathLike] = None) -> Dict[str, Any]:
-    """Versions, platform and commit of the code; the repository is the one this file lies in unless given."""
-    folder = Path(repository or Path(__file__).parent)
-    commit = _git(folder, "rev-parse", "HEAD")
-    return {
-        "date": datetime.now(timezone.utc).strftime("%a %b %d %H:%M:%S UTC %Y"),
-        "python": sys.version.replace("\n", " "),
-        "espnet": _version("espnet"),
-        "torch": _version("torch"),
-        "pesq": _version("pesq"),
-        "pystoi": _version("pystoi"),
-        "platform": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "git_hash": commit,
-        "git_commit_date": _git(folder, "log", "-1", "--format=%cI") if commit else None,
-        "git_dirty": bool(_git(folder, "status", "--porcelain")) if commit else None,
-    }
+    shared = in_order(first.metrics.keys() & second.metrics.keys())
+    return {"name": f"{first.name} - {second.name}", "metrics": {name: difference(name) for name in shared}}
 
 
 def build(
@@ -281,22 +200,27 @@ def build(
             raise UserError(f"{name} is not among the systems {', '.join(by_name)}")
     return {
         "title": title,
-        "environment": environment(),
+        "environment": scoring_record(),
         "commands": list(commands),
         "notes": list(notes),
-        "systems": [{"name": system.name, **system.summary, "complexity": system.complexity} for system in ordered],
+        "systems": [_row(system) for system in ordered],
         "differences": [compare(by_name[a], by_name[b]) for a, b in dict.fromkeys(comparisons)],
     }
 
 
-def cell_text(metric: str, value: Optional[Dict[str, Any]], signed: bool = False) -> str:
+def _row(system: System) -> Dict[str, Any]:
+    """A system for JSON: how it was scored, its scores and what it costs."""
+    seeds = {"seeds": len(system.runs)} if len(system.runs) > 1 else {}
+    row = {"name": system.name, **system.runs[0].summary, "metrics": system.metrics, **seeds}
+    return {**row, "complexity": system.complexity}
+
+
+def cell_text(name: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> str:
     """A score with its interval, as tables show it."""
-    if value is None or value["mean"] is None:
+    if score is None or score["mean"] is None:
         return "–"
-    column = COLUMNS.get(metric, Column(metric, 3))
-    form = f"{{:{'+' if signed else ''}.{column.decimals}f}}"
-    mean, low, high = (form.format(column.scale * value[key]) for key in ("mean", "low", "high"))
-    mark = f" ({value['n_nan']} undefined)" if value["n_nan"] else ""
+    mean, low, high = (metric_named(name).text(score[key], signed) for key in ("mean", "low", "high"))
+    mark = f" ({score['n_nan']} undefined)" if score["n_nan"] else ""
     return f"{mean} [{low}, {high}]{mark}"
 
 
@@ -319,7 +243,7 @@ def _complexity_cells(complexity: Optional[Dict[str, Any]]) -> List[str]:
 
 
 def environment_lines(record: Dict[str, Any]) -> List[str]:
-    """What :func:`environment` gathered, as a Markdown list."""
+    """What :func:`~i2srf_kd.system.provenance.scoring_record` gathered, as a Markdown list."""
     commit = record["git_hash"] or "no git repository"
     state = " (with uncommitted changes)" if record["git_dirty"] else ""
     lines = [
@@ -349,14 +273,13 @@ def _asr_lines(summary: Dict[str, Any]) -> List[str]:
 
 def _score_lines(results: Dict[str, Any]) -> List[str]:
     systems = results["systems"]
-    metrics = [m for m in COLUMNS if any(m in system["metrics"] for system in systems)]
-    metrics += sorted({m for system in systems for m in system["metrics"]} - set(metrics))
-    labels = [COLUMNS[m].label if m in COLUMNS else m for m in metrics]
+    metrics = in_order(name for system in systems for name in system["metrics"])
+    labels = [metric_named(name).label for name in metrics]
     first = systems[0]
     seeds = max(system.get("seeds", 1) for system in systems)
     rows = [
         [system["name"] if seeds == 1 else f"{system['name']} ({system.get('seeds', 1)})"]
-        + [cell_text(metric, system["metrics"].get(metric)) for metric in metrics]
+        + [cell_text(name, system["metrics"].get(name)) for name in metrics]
         + _complexity_cells(system["complexity"])
         for system in systems
     ]
@@ -376,8 +299,7 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     ]
     if results["differences"]:
         rows = [
-            [difference["name"]]
-            + [cell_text(metric, difference["metrics"].get(metric), signed=True) for metric in metrics]
+            [difference["name"]] + [cell_text(name, difference["metrics"].get(name), signed=True) for name in metrics]
             for difference in results["differences"]
         ]
         lines += [
@@ -447,3 +369,21 @@ def to_markdown(
     if results["commands"]:
         lines += ["", "## Commands", "", "```sh", *results["commands"], "```"]
     return "\n".join(lines + _media_lines(pictures, audio, Path(base))) + "\n"
+
+
+def json_beside(out: Path) -> Path:
+    """The JSON file beside a table: its name in small letters.
+
+    Raises:
+        UserError: both have the same name.
+    """
+    file = out.with_name(out.stem.lower() + ".json")
+    if file == out:
+        raise UserError(f"--out {out}: give the name of a Markdown file; the JSON file is written beside it")
+    return file
+
+
+def write(out: Path, text: str, content: Mapping[str, Any]) -> None:
+    """Write a table as Markdown, and its content as JSON beside it."""
+    write_text(out, text)
+    write_text(json_beside(out), json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
