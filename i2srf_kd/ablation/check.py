@@ -1,26 +1,12 @@
 """Whether a distillation can be built, found out before anything trains."""
 
-from functools import lru_cache
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Mapping
 
 import torch
 
-from i2srf_kd.distill import layout_of
+from i2srf_kd.distill.catalogue import network_layout
 from i2srf_kd.distill.distiller import Distiller
-from i2srf_kd.distill.method import LayerShape
 from i2srf_kd.nets import DPDCRN
-
-
-@lru_cache(maxsize=1)
-def _layouts() -> Tuple[Dict[str, List[LayerShape]], Dict[str, List[LayerShape]]]:
-    """Layouts of a small student and teacher of this package, whose layer sets every shipped configuration names."""
-    layouts = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for channels, blocks in ((8, 1), (16, 2)):
-            network = DPDCRN(channels=channels, blocks=blocks, n_fft=512).eval()
-            features = network(torch.zeros(1, 2, 4, 257), return_features=True).features
-            layouts.append(layout_of(features or {}))
-    return layouts[0], layouts[1]
 
 
 def check_distill(distill: Mapping[str, Any]) -> None:
@@ -32,7 +18,9 @@ def check_distill(distill: Mapping[str, Any]) -> None:
         ValueError: an unknown key, method or option, or a value that is refused.
         TypeError: a value of the wrong type.
     """
-    student, teacher = _layouts()
+    with torch.random.fork_rng(devices=[]):
+        # A small student and teacher of this package, whose layer sets every shipped configuration names.
+        student, teacher = (network_layout(DPDCRN(channels, blocks)) for channels, blocks in ((8, 1), (16, 2)))
     tapped = {**(distill.get("student_taps") or {}), **(distill.get("teacher_taps") or {})}
     if tapped:
         student, teacher = ({name: sides[_nearest(name)] for name in tapped} for sides in (student, teacher))

@@ -1,7 +1,7 @@
-"""Print every distillation method with its source, its own parameters and what it costs.
+"""Print every distillation method with its source and its own parameters, and with --cost what it costs.
 
-    python -m i2srf_kd.bin.methods [--student_preset dpdcrn_student] [--teacher_preset dpdcrn_teacher] [--no_cost]
-    python -m i2srf_kd.bin.methods --import my_method.py --teacher_exp exp/teacher --data_dir dump/raw/valid
+    python -m i2srf_kd.bin.methods [--student_preset dpdcrn_student] [--teacher_preset dpdcrn_teacher]
+    python -m i2srf_kd.bin.methods --cost --import my_method.py --teacher_exp exp/teacher --data_dir dump/raw/valid
 
 The cost is measured here and now: the time of a method's forward and backward pass, relative to that of the student's
 own training step (forward and backward with a spectral loss). What the teacher takes for its forward pass is the same
@@ -11,29 +11,25 @@ It means most with a trained teacher and real recordings (--teacher_exp, --data_
 """
 
 import argparse
-import inspect
 import json
-import statistics
-import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
-from i2srf_kd.distill import DistillMethod, Side, build_method, layout_of, method_class, method_names
+from i2srf_kd.distill import method_class, method_names
+from i2srf_kd.distill.catalogue import StudentAndTeacher, describe
 from i2srf_kd.distill.user_modules import absolute_entries, import_modules
 from i2srf_kd.inference.experiment import Experiment
-from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
-from i2srf_kd.metrics.complexity import count_parameters
-from i2srf_kd.nets import DPDCRN, PRESETS, STFT, build_dpdcrn
+from i2srf_kd.nets import DPDCRN, PRESETS, build_dpdcrn
 from i2srf_kd.system.errors import UserError, run_command
 
 FS = 16000
+Row = Dict[str, Any]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -46,47 +42,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--teacher_preset", choices=list(PRESETS), default="dpdcrn_teacher", help="network that teaches"
     )
     parser.add_argument("--teacher_exp", help="experiment of a trained DPDCRN that teaches, in place of the preset")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    parser.add_argument("--cost", action="store_true", help="measure the cost, which takes minutes; the rest is for it")
     parser.add_argument("--data_dir", help="folder with wav.scp and spk1.scp; default: noise")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the clips")
     parser.add_argument("--batch", type=int, default=2, help="clips per batch")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each; their median counts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--no_cost", action="store_true", help="parameters only, without the measurement")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     return parser
-
-
-def run_network(network: DPDCRN, stft: STFT, mixture: Tensor) -> Side:
-    """One forward pass over ``(B, samples)``, with everything that a method may read."""
-    output = network(stft(mixture), return_features=True)
-    return Side(output.features or {}, output.spectrum, stft.inverse(output.spectrum, mixture.shape[1]))
-
-
-def as_leaves(side: Side) -> Side:
-    """The same values, cut from the graph, each collecting a gradient of its own."""
-
-    def leaf(x: Optional[Tensor]) -> Optional[Tensor]:
-        return None if x is None else x.detach().requires_grad_()
-
-    features = {name: [f.detach().requires_grad_() for f in layers] for name, layers in side.features.items()}
-    return replace(side, features=features, spectrum=leaf(side.spectrum), waveform=leaf(side.waveform))
-
-
-def median_seconds(work: Callable[[], Any], repeats: int, device: str) -> float:
-    """Median duration of ``work`` after one run that does not count."""
-    durations: List[float] = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations[1:])
-
-
-def summary(cls: type) -> str:
-    """First line of a class's docstring."""
-    return (inspect.getdoc(cls) or "").split("\n")[0]
 
 
 def read_batch(data_dir: str, clips: int, samples: int) -> Tensor:
@@ -117,115 +80,6 @@ def read_batch(data_dir: str, clips: int, samples: int) -> Tensor:
     return torch.stack(batch, 1)
 
 
-class Bench:
-    """A student, a teacher and one batch.
-
-    Args:
-        args: options of the command.
-    """
-
-    def __init__(self, args: argparse.Namespace):
-        self.device, self.repeats = args.device, args.repeats
-        torch.manual_seed(0)
-        self.stft = STFT().to(self.device)
-        self.student = build_dpdcrn(args.student_preset).to(self.device)
-        teacher = Experiment(args.teacher_exp).network() if args.teacher_exp else build_dpdcrn(args.teacher_preset)
-        self.teacher = teacher.to(self.device).eval()
-        samples = round(args.seconds * FS)
-        audio = read_batch(args.data_dir, args.batch, samples) if args.data_dir else torch.randn(2, args.batch, samples)
-        self.mixture, self.reference = audio.to(self.device)
-        with torch.no_grad():
-            self.teacher_side = run_network(self.teacher, self.stft, self.mixture)
-            self.student_side = run_network(self.student, self.stft, self.mixture)
-
-    def build(self, name: str) -> DistillMethod:
-        """The method with its default options, for this pair."""
-        student, teacher = layout_of(self.student_side.features), layout_of(self.teacher_side.features)
-        return build_method(name, student, teacher).to(self.device)
-
-    def task_loss(self, spectrum: Tensor) -> Tensor:
-        """Spectral loss of the student's planes ``(B, 2, T, F)``."""
-        estimate, target = (torch.complex(x[:, 0], x[:, 1]) for x in (spectrum, self.stft(self.reference)))
-        return compressed_spectrum_loss(estimate, target).mean()
-
-    def student_step(self) -> None:
-        """Forward and backward of the student alone."""
-        loss = self.task_loss(self.student(self.stft(self.mixture)).spectrum)
-        self.student.zero_grad()
-        loss.backward()
-
-    def gradient_ratio(self, method: DistillMethod) -> float:
-        """Norm of the method's gradient in the student's parameters, relative to the task's."""
-        side = run_network(self.student, self.stft, self.mixture)
-        assert side.spectrum is not None
-        losses = [torch.stack(list(method(side, self.teacher_side, self.reference).values())).sum()]
-        losses.append(self.task_loss(side.spectrum))
-        weights, norms = list(self.student.parameters()), []
-        for loss in losses:
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            norms.append(float(torch.stack([g.norm() for g in gradients if g is not None]).norm()))
-        return norms[0] / norms[1]
-
-    def teacher_pass(self) -> None:
-        """Forward of the teacher."""
-        with torch.no_grad():
-            run_network(self.teacher, self.stft, self.mixture)
-
-    def method_step(self, method: DistillMethod) -> None:
-        """Forward and backward of a method, down to the student's outputs."""
-        method.zero_grad()
-        terms = method(as_leaves(self.student_side), self.teacher_side, self.reference)
-        torch.stack(list(terms.values())).sum().backward()
-
-    def seconds(self, work: Callable[[], Any]) -> float:
-        """How long ``work`` takes."""
-        return median_seconds(work, self.repeats, self.device)
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line ``argv``."""
-    args = get_parser().parse_args(argv)
-    if args.seconds < 0.1 or args.batch < 1 or args.repeats < 1:
-        raise UserError("--seconds must be at least 0.1, --batch and --repeats at least 1")
-    if args.device not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, not {args.device!r}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but no GPU is visible: use --device cpu")
-    names = chosen_methods(args)
-    if args.no_cost:
-        args.seconds, args.batch, args.data_dir = 0.1, 1, None
-    bench = Bench(args)
-    step = 0.0 if args.no_cost else bench.seconds(bench.student_step)
-    teaches = args.teacher_exp or args.teacher_preset
-    result: Dict[str, Any] = {"student": args.student_preset, "teacher": teaches, "methods": {}}
-    if not args.json:
-        print(
-            "| method | what it compares | source | own parameters |" + ("" if args.no_cost else " cost | gradient |")
-        )
-        print("|---|---|---|---|" + ("" if args.no_cost else "---|---|"))
-    for name in names:
-        row = measure(bench, name, step)
-        result["methods"][name] = row
-        if not args.json:
-            cells = [f"`{name}`", row["summary"], row["source"], f"{row['parameters']:,}"]
-            cells += [] if args.no_cost else [f"{row['cost']:.2f}", f"{row['gradient']:.2g}"]
-            print("| " + " | ".join(cells) + " |", flush=True)
-    if not args.no_cost:
-        result.update(step_seconds=step, teacher_cost=bench.seconds(bench.teacher_pass) / step)
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return 0
-    print(f"\nOwn parameters for {args.student_preset} from {teaches}; they are not part of the student.")
-    if not args.no_cost:
-        audio = args.data_dir or "noise"
-        print(
-            f"Cost: time of forward and backward relative to the student's own step ({step:.2f} s for {args.batch} x "
-            f"{args.seconds:g} s on {args.device}). The teacher's forward pass adds {result['teacher_cost']:.2f} to "
-            f"each.\nGradient: norm at weight 1 relative to the task's, before training, on {audio}."
-        )
-    return 0
-
-
 def chosen_methods(args: argparse.Namespace) -> List[str]:
     """The methods asked for, with those of the user's modules.
 
@@ -241,14 +95,80 @@ def chosen_methods(args: argparse.Namespace) -> List[str]:
     return args.method or method_names()
 
 
-def measure(bench: Bench, name: str, step: float) -> Dict[str, Any]:
-    """What the table says of a method; ``step``: seconds of the student's own step, 0 to leave the cost out."""
-    cls, method = method_class(name), bench.build(name)
-    row = {"summary": summary(cls), "source": cls.source, "parameters": count_parameters(method)}
-    if step:
-        row["cost"] = bench.seconds(partial(bench.method_step, method)) / step
-        row["gradient"] = bench.gradient_ratio(method)
-    return row
+def check(args: argparse.Namespace) -> None:
+    """Raise :class:`UserError` for options out of range."""
+    if args.seconds < 0.1 or args.batch < 1 or args.repeats < 1:
+        raise UserError("--seconds must be at least 0.1, --batch and --repeats at least 1")
+    if args.device not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu or cuda, not {args.device!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but no GPU is visible: use --device cpu")
+    if args.data_dir and not args.cost:
+        raise UserError("--data_dir says what the cost is measured on: add --cost")
+
+
+def networks(args: argparse.Namespace) -> Tuple[DPDCRN, DPDCRN]:
+    """Student and teacher; those of a preset have random weights."""
+    torch.manual_seed(0)
+    student = build_dpdcrn(args.student_preset)
+    teacher = Experiment(args.teacher_exp).network() if args.teacher_exp else build_dpdcrn(args.teacher_preset)
+    return student.to(args.device), teacher.to(args.device)
+
+
+def batch_of(args: argparse.Namespace) -> Tensor:
+    """Mixtures and clean speech ``(2, clips, samples)``."""
+    samples = round(args.seconds * FS)
+    audio = read_batch(args.data_dir, args.batch, samples) if args.data_dir else torch.randn(2, args.batch, samples)
+    return audio.to(args.device)
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """One line of the table, at once: the next one may take a minute."""
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def cells_of(name: str, row: Row) -> List[str]:
+    """What the table shows of a method."""
+    cells = [f"`{name}`", row["summary"], row["source"], f"{row['parameters']:,}"]
+    return cells + ([f"{row['cost']:.2f}", f"{row['gradient']:.2g}"] if "cost" in row else [])
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line ``argv``."""
+    args = get_parser().parse_args(argv)
+    check(args)
+    names = chosen_methods(args)
+    student, teacher = networks(args)
+    pair = StudentAndTeacher(student, teacher, *batch_of(args)) if args.cost else None
+    step = pair.seconds(pair.student_step, args.repeats) if pair else 0.0
+    teaches = args.teacher_exp or args.teacher_preset
+    result: Dict[str, Any] = {"student": args.student_preset, "teacher": teaches, "methods": {}}
+    if not args.json:
+        header = ["method", "what it compares", "source", "own parameters", *(["cost", "gradient"] if pair else [])]
+        print_row(header)
+        print("|" + "---|" * len(header))
+    for name in names:
+        row: Row = describe(name, student, teacher)._asdict()
+        if pair:
+            method = pair.build(name)
+            row["cost"] = pair.seconds(partial(pair.method_step, method), args.repeats) / step
+            row["gradient"] = pair.gradient_ratio(method)
+        result["methods"][name] = row
+        if not args.json:
+            print_row(cells_of(name, row))
+    if pair:
+        result.update(step_seconds=step, teacher_cost=pair.seconds(pair.teacher_pass, args.repeats) / step)
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"\nOwn parameters for {args.student_preset} from {teaches}; they are not part of the student.")
+    if pair:
+        print(
+            f"Cost: time of forward and backward relative to the student's own step ({step:.2f} s for {args.batch} x "
+            f"{args.seconds:g} s on {args.device}). The teacher's forward pass adds {result['teacher_cost']:.2f} to "
+            f"each.\nGradient: norm at weight 1 relative to the task's, before training, on {args.data_dir or 'noise'}."
+        )
+    return 0
 
 
 if __name__ == "__main__":

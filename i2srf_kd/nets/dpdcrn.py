@@ -7,7 +7,7 @@ The published network sees whole recordings. With ``causal=True`` (ours, see :mo
 output depends on no later frame of the input, and the network can run on a recording that arrives in chunks.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,18 @@ class Encoder(nn.Module):
         return [first, second, self.dense(second, state)]
 
 
+def downsampled_bins(bins: int) -> Tuple[int, int]:
+    """Bins after the first and after the second strided convolution of the encoder."""
+    half = (bins - 1) // 2 + 1
+    return half, (half - 3) // 2 + 1
+
+
 class Decoder(nn.Module):
     """A dilated dense block and two transposed convolutions: ``(B, C, T, ~F/4)`` to a mask ``(B, 2, T, F)``."""
 
     def __init__(self, channels: int, bins: int, causal: bool = False):
         super().__init__()
-        half = (bins - 1) // 2 + 1
-        quarter = (half - 3) // 2 + 1
+        half, quarter = downsampled_bins(bins)
         self.bins = bins
         self.dense = DilatedDenseBlock(channels, causal=causal)
         self.up1 = ConvNormAct(upsample(channels, channels, output_padding=half - (2 * quarter + 1)), channels, causal)
@@ -158,6 +163,7 @@ class DPDCRN(nn.Module):
         self.causal_options: Dict[str, Any] = {"causal": True, "attention_window": attention_window} if causal else {}
         self.input_channels = input_channels
         self.bins = n_fft // 2 + 1
+        self.channels, self.blocks = channels, blocks
         self.ref_channel = ref_channel
         # Whoever wants the feature sets of every forward pass (distillation) sets this; it is no parameter.
         self.feature_sink: Optional[Callable[[FeatureSets], None]] = None
@@ -167,6 +173,13 @@ class DPDCRN(nn.Module):
         # Last, so that a seed draws the same other weights with and without it.
         self.front_options: Dict[str, Any] = {"front": front, "front_conf": dict(front_conf or {})} if front else {}
         self.front = build_front(front, input_channels // 2, front_conf)
+
+    def feature_shapes(self) -> Dict[str, List[Tuple[int, int]]]:
+        """Channels C and bins F of each layer ``(B, C, T, F)`` of the feature sets, without a forward pass."""
+        half, quarter = downsampled_bins(self.bins)
+        wide, narrow, mask = (self.channels, half), (self.channels, quarter), (2, self.bins)
+        layers = [wide, narrow, narrow], [narrow] * self.blocks, [narrow, wide, mask]
+        return dict(zip(self.FEATURE_SETS, layers, strict=True))
 
     def forward(
         self, spectrum: Tensor, return_features: bool = False, state: Optional[StreamState] = None

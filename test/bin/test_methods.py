@@ -7,6 +7,7 @@ import pytest
 
 from i2srf_kd.bin import methods
 from i2srf_kd.distill import method_class, method_names
+from i2srf_kd.nets import DPDCRN
 from i2srf_kd.system.errors import UserError
 
 PAIR = ["--student_preset", "dpdcrn_tiny", "--teacher_preset", "dpdcrn_small"]
@@ -17,8 +18,14 @@ def rows(text: str) -> dict:
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
-def test_every_method_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
-    assert methods.main([*PAIR, "--no_cost"]) == 0
+def test_every_method_is_listed_with_its_source_without_a_forward_pass(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*args: object, **options: object) -> None:
+        raise AssertionError("a network ran")
+
+    monkeypatch.setattr(DPDCRN, "forward", forward)
+    assert methods.main(PAIR) == 0
     table = rows(capsys.readouterr().out)
     assert set(table) == set(method_names())
     assert all(len(row) == 3 and row[0] and row[1] == method_class(name).source for name, row in table.items())
@@ -31,7 +38,7 @@ def test_every_method_is_listed_with_its_source(capsys: pytest.CaptureFixture[st
 
 def test_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["--method", "spkd", "--method", "dispatch", "--seconds", "0.2", "--batch", "2", "--repeats", "1"]
-    assert methods.main([*PAIR, *chosen]) == 0
+    assert methods.main([*PAIR, "--cost", *chosen]) == 0
     out = capsys.readouterr().out
     table = rows(out)
     assert set(table) == {"spkd", "dispatch"}
@@ -40,7 +47,13 @@ def test_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, word", [(["--seconds", "0"], "--seconds"), (["--repeats", "0"], "--repeats"), (["--device", "x"], "cuda")]
+    "options, word",
+    [
+        (["--seconds", "0"], "--seconds"),
+        (["--repeats", "0"], "--repeats"),
+        (["--device", "x"], "cuda"),
+        (["--data_dir", "x"], "add --cost"),
+    ],
 )
 def test_bad_options_are_named(options: list, word: str) -> None:
     with pytest.raises(UserError, match=word):
@@ -63,7 +76,7 @@ def test_json_and_a_method_of_your_own(tmp_path: Path, capsys: pytest.CaptureFix
         "        return {'task': 3 * compressed_spectrum_loss(estimate, target).mean()}\n"
     )
     chosen = ["--import", str(tmp_path / "mine.py"), "--method", "listed_mine", "--seconds", "0.2", "--repeats", "1"]
-    assert methods.main([*PAIR, *chosen, "--json"]) == 0
+    assert methods.main([*PAIR, "--cost", *chosen, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["methods"]["listed_mine"]
     assert row["gradient"] == pytest.approx(3, rel=1e-3) and row["parameters"] == 0
     assert row["summary"] == "Three times the task loss."

@@ -11,7 +11,7 @@ import toy
 
 from bench.command import get_parser
 from bench.flags import TrainingStep
-from bench.pair import Pair
+from bench.pair import BenchPair
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.blocks import DilatedDenseBlock
 from i2srf_kd.system.errors import UserError
@@ -85,7 +85,7 @@ def test_compiled_regions_give_the_same_numbers_and_names() -> None:
 
 @pytest.mark.parametrize("flag", ["channels_last", "dense_buffer", "fused_optimizer", "teacher_inference_mode"])
 def test_in_double_precision_flags_change_nothing(flag: str) -> None:
-    pair = Pair(get_parser().parse_args("curve --batch 2 --seconds 0.1".split()))
+    pair = BenchPair(get_parser().parse_args("curve --batch 2 --seconds 0.1".split()))
     for network in (pair.student, pair.teacher):
         network.double()
     pair.spectrum, pair.target, pair.mixture = pair.spectrum.double(), pair.target.double(), pair.mixture.double()

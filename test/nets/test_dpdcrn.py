@@ -31,6 +31,8 @@ def test_any_size_gives_the_input_size_back(n_fft: int, frames: int, mics: int, 
     output = network(torch.randn(2, 2 * mics, frames, n_fft // 2 + 1), return_features=True)
     assert output.spectrum.shape == output.mask.shape == (2, 2, frames, n_fft // 2 + 1)
     assert [len(output.features[name]) for name in DPDCRN.FEATURE_SETS] == [3, blocks, 3]
+    seen = {name: [(layer.shape[1], layer.shape[3]) for layer in layers] for name, layers in output.features.items()}
+    assert network.feature_shapes() == seen
     assert torch.isfinite(output.spectrum).all()
 
 

@@ -13,9 +13,10 @@ from reference.loader import whole_file_batches
 
 from bench import curve, infer, loss, measure, quality, scale
 from bench.command import get_parser, main
-from bench.pair import Pair
+from bench.pair import BenchPair
 from bench.report import Column, Report
 from i2srf_kd.audio.io import write_audio
+from i2srf_kd.distill.catalogue import network_layout
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import missing_packages
 from i2srf_kd.system.errors import UserError
@@ -39,10 +40,11 @@ def test_loss(tmp_path, capsys):
 
 def test_flops_of_the_calibration_are_those_of_its_gram_products():
     args = get_parser().parse_args(["loss", *PAIR])
-    pair = Pair(args)
+    pair = BenchPair(args)
     batch, frames = pair.spectrum.shape[0], pair.frames
     student, teacher = (
-        sum(layer.channels * layer.width for layers in layout.values() for layer in layers) for layout in pair.layouts()
+        sum(layer.channels * layer.width for layers in layout.values() for layer in layers)
+        for layout in map(network_layout, (pair.student, pair.teacher))
     )
     fused = 3 * 16 * 64
     # One product forward for every layer, one backward where a gradient flows: not into the teacher's own layers.

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 import torch
 
 from bench.flags import TrainingStep, add_compile_option, sections
-from bench.pair import Pair, add_pair_options
+from bench.pair import BenchPair, add_pair_options
 from bench.report import Column, Report
 
 PLAIN, MOVED = "plain", "first weights moved by 1e-7"
@@ -30,7 +30,7 @@ def candidates(args: argparse.Namespace) -> Dict[str, Any]:
     return {}
 
 
-def _train(pair: Pair, section: Mapping[str, Any], steps: int, move: float = 0.0) -> List[float]:
+def _train(pair: BenchPair, section: Mapping[str, Any], steps: int, move: float = 0.0) -> List[float]:
     step = TrainingStep(pair, section)
     with torch.no_grad():
         for parameter in step.student.parameters():
@@ -40,7 +40,7 @@ def _train(pair: Pair, section: Mapping[str, Any], steps: int, move: float = 0.0
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
-    pair = Pair(args)
+    pair = BenchPair(args)
     losses = {PLAIN: _train(pair, {}, args.steps), MOVED: _train(pair, {}, args.steps, 1e-7)}
     for name, section in sections(args.compile, args.device).items():
         losses[name] = _train(pair, section, args.steps)

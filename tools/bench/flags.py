@@ -5,7 +5,7 @@ from typing import Any, Dict, Mapping
 
 import torch
 
-from bench.pair import Pair
+from bench.pair import BenchPair
 from i2srf_kd.distill import Side
 from i2srf_kd.training.speed import compile_regions, ordinary, parse_speed, speed_up_model, speed_up_network
 
@@ -48,7 +48,7 @@ class TrainingStep:
         dtype: of the distillation's parameters.
     """
 
-    def __init__(self, pair: Pair, section: Mapping[str, Any], dtype: torch.dtype = torch.float32):
+    def __init__(self, pair: BenchPair, section: Mapping[str, Any], dtype: torch.dtype = torch.float32):
         self.pair, self.device = pair, pair.mixture.device.type
         self.options = parse_speed(section, self.device != "cpu")
         self.student, self.teacher = copy.deepcopy(pair.student), copy.deepcopy(pair.teacher)

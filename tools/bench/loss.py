@@ -23,7 +23,7 @@ from bench.measure import (
     total_bytes,
 )
 from bench.memory import memory_columns
-from bench.pair import Pair, add_pair_options, feature_tensors
+from bench.pair import BenchPair, add_pair_options, feature_tensors
 from bench.report import Column, Report
 from i2srf_kd.distill.products import padding_flops
 
@@ -48,10 +48,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def candidates(args: argparse.Namespace) -> Dict[str, Work]:
     """What is measured, by name."""
-    return _candidates(Pair(args))
+    return _candidates(BenchPair(args))
 
 
-def _candidates(pair: Pair) -> Dict[str, Work]:
+def _candidates(pair: BenchPair) -> Dict[str, Work]:
     method, default = pair.published_method(), pair.default_method()
     fused = [
         [f.detach() for f in fusion(side.features)]
@@ -95,7 +95,7 @@ def _candidates(pair: Pair) -> Dict[str, Work]:
     return found
 
 
-def floors(pair: Pair, work: Mapping[str, Work]) -> Dict[str, Floor]:
+def floors(pair: BenchPair, work: Mapping[str, Work]) -> Dict[str, Floor]:
     """Products that ours runs, and features that must be read twice and whose gradients must be written."""
     features = [feature_tensors(side) for side in (pair.student_leaves(), pair.teacher_side)]
     student, teacher = (total_bytes(side) for side in features)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
     # First, while this process holds little itself.
     memory = memory_columns(args, arguments, WITH_MEMORY)
-    clock, pair = Clock(args.device, args.threads), Pair(args)
+    clock, pair = Clock(args.device, args.threads), BenchPair(args)
     work = _candidates(pair)
     rates, limits = measure_rates(clock), floors(pair, work)
     turns = in_turns(work, clock, args.repeats)

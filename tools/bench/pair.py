@@ -1,16 +1,15 @@
 """A student, a teacher and one batch of noise: what the parts ``loss`` and ``step`` work on."""
 
 import argparse
-from typing import Dict, List
+from typing import List
 
 import torch
 from torch import Tensor
 
-from i2srf_kd.bin.methods import as_leaves, run_network
-from i2srf_kd.distill import DistillMethod, Side, build_method, layout_of
+from i2srf_kd.distill import DistillMethod, Side
+from i2srf_kd.distill.catalogue import StudentAndTeacher
 from i2srf_kd.distill.methods.tfckd import I2RFTFCKD
-from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
-from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
+from i2srf_kd.nets import PRESETS, build_dpdcrn
 
 FS = 16000
 
@@ -26,8 +25,8 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Pair:
-    """Networks with random weights, which do not change the speed, and what they make of one batch.
+class BenchPair(StudentAndTeacher):
+    """Networks with random weights, which do not change the speed, and what they make of one batch of noise.
 
     Args:
         args: options of :func:`add_pair_options` and ``device``.
@@ -35,39 +34,21 @@ class Pair:
 
     def __init__(self, args: argparse.Namespace):
         torch.manual_seed(0)
-        self.stft = STFT().to(args.device)
-        self.student = build_dpdcrn(args.student_preset).to(args.device)
-        self.teacher = build_dpdcrn(args.teacher_preset).to(args.device).eval().requires_grad_(False)
-        self.mixture, self.reference = torch.randn(2, args.batch, round(args.seconds * FS)).to(args.device)
-        self.spectrum, self.target = self.stft(self.mixture), self.stft(self.reference)
-        with torch.no_grad():
-            self._student_side = run_network(self.student, self.stft, self.mixture)
-            self.teacher_side = run_network(self.teacher, self.stft, self.mixture)
+        student, teacher = build_dpdcrn(args.student_preset), build_dpdcrn(args.teacher_preset)
+        noise = torch.randn(2, args.batch, round(args.seconds * FS)).to(args.device)
+        super().__init__(student.to(args.device), teacher.to(args.device).requires_grad_(False), *noise)
         self.frames = self.spectrum.shape[2]
-
-    def student_leaves(self) -> Side:
-        """The student's side, each feature collecting a gradient of its own."""
-        return as_leaves(self._student_side)
 
     def published_method(self) -> I2RFTFCKD:
         """I2RF-TFCKD with embeddings of this batch's size, as published."""
         sizes = {"embedding": "fixed", "frames": self.frames, "batch_size": len(self.mixture)}
-        method = build_method("i2rf_tfckd", *self.layouts(), calibration=sizes)
+        method = self.build("i2rf_tfckd", calibration=sizes)
         assert isinstance(method, I2RFTFCKD)
-        return method.to(self.mixture.device)
+        return method
 
     def default_method(self) -> DistillMethod:
         """I2SRF-TFCKD with its default options."""
-        return build_method("i2srf_tfckd", *self.layouts()).to(self.mixture.device)
-
-    def layouts(self) -> List[Dict]:
-        """Layouts of student and teacher."""
-        return [layout_of(self._student_side.features), layout_of(self.teacher_side.features)]
-
-    def task_loss(self, spectrum: Tensor) -> Tensor:
-        """Spectral loss of the planes ``(B, 2, T, F)``."""
-        estimate, target = (torch.complex(x[:, 0], x[:, 1]) for x in (spectrum, self.target))
-        return compressed_spectrum_loss(estimate, target).mean()
+        return self.build("i2srf_tfckd")
 
 
 def feature_tensors(side: Side) -> List[Tensor]:

@@ -13,7 +13,7 @@ from reference import distillation, network
 
 from bench.flags import TrainingStep, add_compile_option, sections
 from bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
-from bench.pair import Pair, add_pair_options
+from bench.pair import BenchPair, add_pair_options
 from bench.report import Column, Report
 from i2srf_kd.metrics.complexity import count_macs
 from i2srf_kd.nets import DPDCRN
@@ -41,10 +41,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def candidates(args: argparse.Namespace) -> Dict[str, Work]:
     """What is measured, by name."""
-    return _candidates(Pair(args))
+    return _candidates(BenchPair(args))
 
 
-def _candidates(pair: Pair) -> Dict[str, Work]:
+def _candidates(pair: BenchPair) -> Dict[str, Work]:
     method = pair.published_method()
 
     def optimiser(**kind: Any) -> Work:
@@ -83,7 +83,7 @@ def _candidates(pair: Pair) -> Dict[str, Work]:
     return found
 
 
-def _network_floor(network: DPDCRN, pair: Pair, passes: int) -> Floor:
+def _network_floor(network: DPDCRN, pair: BenchPair, passes: int) -> Floor:
     """A backward pass costs two forward passes; weights and spectra have to be moved at least."""
     flops = 2 * sum(count_macs(network, pair.spectrum).values()) * passes
     moved = sum(p.nbytes for p in network.parameters()) + 2 * pair.spectrum.nbytes
@@ -92,7 +92,7 @@ def _network_floor(network: DPDCRN, pair: Pair, passes: int) -> Floor:
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
-    clock, pair = Clock(args.device, args.threads), Pair(args)
+    clock, pair = Clock(args.device, args.threads), BenchPair(args)
     work = _candidates(pair)
     flags = sections(args.compile, args.device)
     work[WHOLE] = TrainingStep(pair, {})
