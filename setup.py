@@ -22,6 +22,7 @@ setup(
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["i2srf_kd", "i2srf_kd.*"]),
     package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2"]},
+    entry_points={"console_scripts": ["i2srf = i2srf_kd.bin.__main__:main"]},
     # Enough to enhance recordings with a trained model.
     install_requires=["torch>=2.1", "numpy>=1.24", "scipy", "soundfile", "pyyaml", "tqdm"],
     extras_require={

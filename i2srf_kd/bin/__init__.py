@@ -1,4 +1,4 @@
-"""The commands, one per file: ``python -m i2srf_kd.bin.<name>``."""
+"""The commands, one per file: ``i2srf <name>`` or ``python -m i2srf_kd.bin.<name>``."""
 
 import sys
 from types import TracebackType
