@@ -52,7 +52,7 @@ class FormatOptions(NamedTuple):
         return self.audio_format.endswith(".ark")
 
 
-class Pair(NamedTuple):
+class Utterance(NamedTuple):
     """An utterance and its audio files; the channels of several files of the mixture follow each other."""
 
     utt_id: str
@@ -169,11 +169,11 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
     return data
 
 
-def _pairs(data: DataDir) -> List[Pair]:
-    return [Pair(utt_id, data.mixture_files(utt_id), data.spk1[utt_id]) for utt_id in data.utterances]
+def _pairs(data: DataDir) -> List[Utterance]:
+    return [Utterance(utt_id, data.mixture_files(utt_id), data.spk1[utt_id]) for utt_id in data.utterances]
 
 
-def _is_from(record: Record, pair: Pair) -> bool:
+def _is_from(record: Record, pair: Utterance) -> bool:
     return record.key[: len(pair.files)] == pair.files
 
 
@@ -195,7 +195,7 @@ def _formatted(source: DataDir, records: Dict[str, Record], out: Path, options: 
 # One utterance
 
 
-def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: FormatOptions) -> Record:
+def _format_or_keep(job: Tuple[Utterance, Optional[Record]], out: Path, options: FormatOptions) -> Record:
     """Format an utterance unless its record says that it is there; problems end up in the record."""
     pair, previous = job
     try:
@@ -217,7 +217,7 @@ def _format_or_keep(job: Tuple[Pair, Optional[Record]], out: Path, options: Form
     return record._replace(clipped=clipped, sizes=tuple(sizes))
 
 
-def _formatted_waves(pair: Pair, key: List[Any], options: FormatOptions) -> Tuple[Record, List[np.ndarray]]:
+def _formatted_waves(pair: Utterance, key: List[Any], options: FormatOptions) -> Tuple[Record, List[np.ndarray]]:
     """Mixture and reference at the wanted rate; neither where the record says why not.
 
     Raises:
@@ -243,7 +243,7 @@ def _read_joined(paths: Sequence[str]) -> Tuple[np.ndarray, int]:
     return np.concatenate([wave.reshape(len(wave), -1) for wave, _ in read], axis=1), read[0][1]
 
 
-def _judge_headers(pair: Pair, options: FormatOptions) -> Record:
+def _judge_headers(pair: Utterance, options: FormatOptions) -> Record:
     """A record with an empty key whose ``broken`` or ``dropped`` may be set."""
     try:
         headers = {path: probe(path) for path in pair.files}
@@ -270,12 +270,12 @@ def is_silent(wave: np.ndarray) -> bool:
     return bool(np.abs(wave - wave.mean(axis=0)).max(initial=0.0) <= SILENCE)
 
 
-def _key(pair: Pair, options: FormatOptions) -> List[Any]:
+def _key(pair: Utterance, options: FormatOptions) -> List[Any]:
     stats = [Path(file_of(path)).stat() for path in pair.files]
     return [*pair.files, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
 
 
-def _is_kept(record: Record, pair: Pair, out: Path, options: FormatOptions) -> bool:
+def _is_kept(record: Record, pair: Utterance, out: Path, options: FormatOptions) -> bool:
     if record.broken or record.dropped:
         return bool(record.dropped)
     try:
@@ -299,7 +299,7 @@ def _arks(out: Path, index: int, count: int) -> Tuple[Path, Path]:
 
 
 def _format_arks(
-    todo: Sequence[Pair],
+    todo: Sequence[Utterance],
     previous: Dict[str, Record],
     arks: Tuple[Path, Path],
     options: FormatOptions,
@@ -329,7 +329,7 @@ def _format_arks(
     return mine
 
 
-def _encode(pair: Pair, options: FormatOptions) -> Tuple[Record, List[bytes]]:
+def _encode(pair: Utterance, options: FormatOptions) -> Tuple[Record, List[bytes]]:
     """The files of an utterance; none where the record says why not."""
     try:
         key = _key(pair, options)
@@ -344,7 +344,7 @@ def _encode(pair: Pair, options: FormatOptions) -> Tuple[Record, List[bytes]]:
 
 
 def _are_kept(
-    todo: Sequence[Pair], records: Dict[str, Optional[Record]], arks: Tuple[Path, Path], options: FormatOptions
+    todo: Sequence[Utterance], records: Dict[str, Optional[Record]], arks: Tuple[Path, Path], options: FormatOptions
 ) -> bool:
     """Whether archives are complete and hold these utterances, from the same sources with the same options."""
     ends = [0, 0]

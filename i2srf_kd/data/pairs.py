@@ -10,14 +10,16 @@ from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.progress import progress
 
 
-class Pair(NamedTuple):
+class NoisyClean(NamedTuple):
     """Audio files of an utterance."""
 
     noisy: Path
     clean: Path
 
 
-def find_pairs(noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav") -> Tuple[Dict[str, Pair], List[str]]:
+def find_pairs(
+    noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav"
+) -> Tuple[Dict[str, NoisyClean], List[str]]:
     """Match the audio files of two folders by name.
 
     Args:
@@ -34,7 +36,7 @@ def find_pairs(noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav") -
     noisy, clean = list_audio(noisy_dir, suffix), list_audio(clean_dir, suffix)
     problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
     problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
-    return {utt_id: Pair(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
+    return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
 
 
 def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
@@ -55,7 +57,7 @@ def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
     return found
 
 
-def check_pairs(pairs: Mapping[str, Pair], threads: int = 8, desc: str = "check headers") -> List[str]:
+def check_pairs(pairs: Mapping[str, NoisyClean], threads: int = 8, desc: str = "check headers") -> List[str]:
     """Read the headers of all files and compare mixture and reference.
 
     Returns:
@@ -66,7 +68,7 @@ def check_pairs(pairs: Mapping[str, Pair], threads: int = 8, desc: str = "check 
         return [problem for problem in progress(found, total=len(pairs), desc=desc) if problem]
 
 
-def _compare(utt_id: str, pair: Pair) -> Optional[str]:
+def _compare(utt_id: str, pair: NoisyClean) -> Optional[str]:
     try:
         noisy, clean = probe(pair.noisy), probe(pair.clean)
     except UserError as error:

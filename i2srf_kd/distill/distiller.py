@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.distill.adapters import match_sides
+from i2srf_kd.distill.matching import match_sides
 from i2srf_kd.distill.method import Layout, Side, build_method, method_names
 from i2srf_kd.distill.user_modules import import_modules, registered_by
 

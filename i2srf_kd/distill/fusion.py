@@ -13,7 +13,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, cast
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.distill.recursion import Columns, Layer, mix_layers, moments, norm_act
+from i2srf_kd.distill.fusion_autograd import Columns, Layer, mix_layers, moments, norm_act
 
 
 class FusionOutput(NamedTuple):
@@ -29,7 +29,7 @@ def nearest_columns(columns: Any, source: int, target: int) -> Any:
 
 
 class _Reduce(nn.Module):
-    """1x1 convolution, instance norm and PReLU, folded for :func:`~i2srf_kd.distill.recursion.mix_layers`."""
+    """1x1 convolution, instance norm and PReLU, folded for :func:`~i2srf_kd.distill.fusion_autograd.mix_layers`."""
 
     def __init__(self, channels: int, middle: int):
         super().__init__()

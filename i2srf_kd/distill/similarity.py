@@ -16,8 +16,8 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from i2srf_kd.distill.gather import gather_clips
-from i2srf_kd.distill.products import frame_grams, self_gram
+from i2srf_kd.distill.distributed_clips import gather_clips
+from i2srf_kd.distill.gram import frame_grams, self_gram
 
 NORM_EPS = 1e-6
 # Vectors shorter than this count as silent: they are similar to nothing and receive no gradient.

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, SeededChunk, collate, seeded
 from i2srf_kd.data.chunk_loader import ChunkLoaders
-from i2srf_kd.distill.gather import without_gathering
+from i2srf_kd.distill.distributed_clips import without_gathering
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError

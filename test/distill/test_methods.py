@@ -13,8 +13,8 @@ from scipy import signal, special
 from scipy.spatial import distance
 
 from i2srf_kd.distill import LayerShape, Side, build_method, layout_of, method_class, method_names
-from i2srf_kd.distill.adapters import CrossLayerFusion, match_width, partner
 from i2srf_kd.distill.distiller import Distiller
+from i2srf_kd.distill.matching import CrossLayerFusion, match_width, partner
 from i2srf_kd.distill.methods.dfkd import low_band
 from i2srf_kd.distill.methods.dispatch import leading_patches, patch_means
 from i2srf_kd.distill.methods.reviewkd import hierarchical_loss

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from i2srf_kd.distill import DistillMethod, Side, build_method, method_names, register_method
-from i2srf_kd.distill.adapters import match_frames
 from i2srf_kd.distill.distiller import Distiller
+from i2srf_kd.distill.matching import match_frames
 from i2srf_kd.distill.method import layout_of
 from i2srf_kd.nets import DPDCRN
 

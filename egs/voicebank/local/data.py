@@ -26,7 +26,7 @@ from i2srf_kd.corpora.preparation import (
     write_sets,
 )
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
-from i2srf_kd.data.pairs import Pair, check_pairs, find_pairs
+from i2srf_kd.data.pairs import NoisyClean, check_pairs, find_pairs
 from i2srf_kd.system.errors import UserError, run_command
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def speaker_of(utt_id: str) -> str:
     return utt_id.partition("_")[0]
 
 
-def as_data(pairs: Dict[str, Pair], log: Optional[Path]) -> DataDir:
+def as_data(pairs: Dict[str, NoisyClean], log: Optional[Path]) -> DataDir:
     """Tables of a part of the corpus."""
     return DataDir(
         wav={utt_id: os.path.normpath(pair.noisy) for utt_id, pair in pairs.items()},

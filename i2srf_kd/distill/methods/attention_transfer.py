@@ -5,7 +5,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import DEFAULT_SETS, PairedMethod, check_number, match_width, unit_rows
+from i2srf_kd.distill.matching import DEFAULT_SETS, PairedMethod, check_number, match_width, unit_rows
 from i2srf_kd.distill.method import Layout, register_method
 
 

@@ -5,9 +5,9 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import DEFAULT_SETS, FusedMethod, check_choice, unit_rows
+from i2srf_kd.distill.gram import self_gram
+from i2srf_kd.distill.matching import DEFAULT_SETS, FusedMethod, check_choice, unit_rows
 from i2srf_kd.distill.method import Layout, register_method
-from i2srf_kd.distill.products import self_gram
 from i2srf_kd.distill.similarity import batch_similarity, frame_vectors
 
 
@@ -16,7 +16,7 @@ class CrossLayerSimilarity(FusedMethod):
     """CLSKD: fused student layers, compared with the teacher's by which clips look alike at each frame.
 
     Definition: the student's layers of a set enter a residual fusion, the deepest first
-    (:class:`~i2srf_kd.distill.adapters.CrossLayerFusion`). Of each fused layer, and of the teacher's
+    (:class:`~i2srf_kd.distill.matching.CrossLayerFusion`). Of each fused layer, and of the teacher's
     ``(B, C', T, F')``, the Gram matrix of frame t compares the clips, ``G_t = X_t X_t^T`` ``(B, B)`` with ``X_t``
     ``(B, C' * F')``, rows scaled to length 1. The loss is the mean over frames of ``|G_s - G_t|_F^2 / B^2``.
 

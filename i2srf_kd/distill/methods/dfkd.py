@@ -5,7 +5,7 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import check_number, full_precision
+from i2srf_kd.distill.matching import check_number, full_precision
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
 from i2srf_kd.distill.methods.response import require_same_shape
 from i2srf_kd.losses.compressed_spectrum import compress

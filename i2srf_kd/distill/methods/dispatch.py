@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import check_count, check_number, full_precision
+from i2srf_kd.distill.matching import check_count, check_number, full_precision
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
 from i2srf_kd.distill.methods.response import require_same_shape
 from i2srf_kd.losses.compressed_spectrum import compress

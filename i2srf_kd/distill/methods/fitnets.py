@@ -4,7 +4,7 @@ from typing import Sequence
 
 from torch import Tensor, nn
 
-from i2srf_kd.distill.adapters import DEFAULT_SETS, Conv, PairedMethod, match_width
+from i2srf_kd.distill.matching import DEFAULT_SETS, Conv, PairedMethod, match_width
 from i2srf_kd.distill.method import Layout, register_method
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import FusedMethod, match_width
+from i2srf_kd.distill.matching import FusedMethod, match_width
 from i2srf_kd.distill.method import LayerShape, register_method
 
 _GRIDS = (4, 2, 1)  # sides of the coarser grids
@@ -32,7 +32,7 @@ class ReviewKD(FusedMethod):
 
     Definition: the layers of a set enter a residual fusion, the deepest first, each reduced to ``middle_channels`` by
     a 1x1 convolution and mixed with the running state by two sigmoid maps
-    (:class:`~i2srf_kd.distill.adapters.CrossLayerFusion`). A 3x3 convolution brings each mixture to the teacher's
+    (:class:`~i2srf_kd.distill.matching.CrossLayerFusion`). A 3x3 convolution brings each mixture to the teacher's
     ``(B, C', T, F')``; the hierarchical context loss is the mean squared error at full size and after averaging to
     4 x 4, 2 x 2 and 1 x 1 cells, with weights 1, 1/2, 1/4, 1/8, divided by their sum.
 

@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.distill.adapters import (
+from i2srf_kd.distill.matching import (
     DEFAULT_SETS,
     Conv,
     check_count,

@@ -4,9 +4,9 @@ from typing import Sequence
 
 from torch import Tensor
 
-from i2srf_kd.distill.adapters import DEFAULT_SETS, PairedMethod, check_choice, match_width, unit_rows
+from i2srf_kd.distill.gram import self_gram
+from i2srf_kd.distill.matching import DEFAULT_SETS, PairedMethod, check_choice, match_width, unit_rows
 from i2srf_kd.distill.method import Layout, register_method
-from i2srf_kd.distill.products import self_gram
 
 _AXES = ("time", "frequency")
 

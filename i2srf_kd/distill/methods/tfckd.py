@@ -16,9 +16,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from torch import Tensor, nn
 
-from i2srf_kd.distill.adapters import check_count, check_sets
 from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions, SetLoss, relative_entropy
 from i2srf_kd.distill.fusion import RecursiveFusion
+from i2srf_kd.distill.matching import check_count, check_sets
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
 
 # The decoder enters the recursion from its output layer inwards, the other sets in network order.

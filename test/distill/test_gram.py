@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2srf_kd.distill.products import frame_grams, padding_flops, self_gram
+from i2srf_kd.distill.gram import frame_grams, padding_flops, self_gram
 from i2srf_kd.distill.similarity import layer_similarities
 
 SIZES = st.tuples(*(st.integers(1, size) for size in (3, 5, 18, 6)))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from i2srf_kd.distill import Side
-from i2srf_kd.distill.adapters import frame_matrix, match_frames, match_sides
+from i2srf_kd.distill.matching import frame_matrix, match_frames, match_sides
 
 
 def test_more_frames_are_linear_interpolation() -> None:
