@@ -25,6 +25,9 @@ class CompressedSpectrumCriterion(FrequencyDomainLoss):
         criterions:
           - {name: compressed_spectrum, conf: {power: 0.3}, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}
 
+    ESPnet hands it the spectrum of the resynthesised waveform, not that which the network gave: only what is left after
+    resynthesis counts, so this is a consistency loss as well.
+
     Networks that work on the waveform (``encoder: same``) are compared through an STFT of ``n_fft`` and ``hop_length``.
     """
 

@@ -9,6 +9,12 @@ from typing import Dict
 from espnet2.tasks.enh import criterion_choices, loss_wrapper_choices, separator_choices
 from espnet2.train.class_choices import ClassChoices
 
+from i2srf_kd.espnet.criteria import (
+    MultiResolutionCriterion,
+    PESQCriterion,
+    RelativeL1Criterion,
+    SISDRCriterion,
+)
 from i2srf_kd.espnet.criterion import (
     CompressedSpectrumCriterion,
     CompressedSpectrumTDCriterion,
@@ -21,6 +27,10 @@ _ENTRIES: Dict[str, tuple] = {
     "dpdcrn": (separator_choices, DPDCRNSeparator),
     "compressed_spectrum": (criterion_choices, CompressedSpectrumCriterion),
     "compressed_spectrum_td": (criterion_choices, CompressedSpectrumTDCriterion),
+    "relative_l1": (criterion_choices, RelativeL1Criterion),
+    "si_sdr": (criterion_choices, SISDRCriterion),
+    "multi_resolution": (criterion_choices, MultiResolutionCriterion),
+    "pesq": (criterion_choices, PESQCriterion),
     "distill": (criterion_choices, DistillCriterion),
     "distill_wrapper": (loss_wrapper_choices, DistillWrapper),
 }

@@ -198,6 +198,7 @@ class DistillEnhancementTask(EnhancementTask):
             raise UserError(f"separator {args.separator}: models with a mask module of their own are not supported")
         if not args.criterions:
             raise UserError("criterions is empty: name at least one training loss")
+        loss_wrappers = [_build_wrapper(options, args.sample_rate) for options in args.criterions]
         encoder = encoder_choices.get_class(args.encoder)(**args.encoder_conf)
         separator = separator_choices.get_class(args.separator)(encoder.output_dim, **args.separator_conf)
         decoder = decoder_choices.get_class(args.decoder)(**args.decoder_conf)
@@ -206,7 +207,7 @@ class DistillEnhancementTask(EnhancementTask):
             separator=separator,
             decoder=decoder,
             mask_module=None,
-            loss_wrappers=[_build_wrapper(options) for options in args.criterions],
+            loss_wrappers=loss_wrappers,
             **copy.deepcopy(args.model_conf),
         )
         if args.init is not None:
@@ -234,11 +235,15 @@ class DistillEnhancementTask(EnhancementTask):
         return build_chunk_iter_factory(args, iter_options, mode, cls)
 
 
-def _build_wrapper(options: Dict[str, Any]) -> torch.nn.Module:
+def _build_wrapper(options: Dict[str, Any], sample_rate: int) -> torch.nn.Module:
     unknown = sorted(set(options) - {"name", "conf", "wrapper", "wrapper_conf"})
     if unknown or "name" not in options:
         raise ValueError(f"a criterion has name, conf, wrapper and wrapper_conf; got {dict(options)}")
     criterion = criterion_choices.get_class(options["name"])(**options.get("conf", {}))
+    if getattr(criterion, "sample_rate", sample_rate) != sample_rate:
+        raise ValueError(
+            f"criterion {options['name']} is for {criterion.sample_rate} Hz, --sample_rate is {sample_rate}"
+        )
     wrapper_class = loss_wrapper_choices.get_class(options.get("wrapper", "fixed_order"))
     return wrapper_class(criterion=criterion, **options.get("wrapper_conf", {}))
 

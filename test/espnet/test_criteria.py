@@ -1,0 +1,53 @@
+"""Losses on waveforms as ESPnet names, weighs and logs them."""
+
+import math
+
+import pytest
+import torch
+from espnet2.tasks.enh import criterion_choices
+
+from i2srf_kd.espnet.registry import register_all
+from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.system.errors import UserError
+
+register_all()
+NAMES = ("relative_l1", "si_sdr", "multi_resolution", "pesq")
+
+
+def options(criterions, rate=16000):
+    parser = DistillEnhancementTask.get_parser()
+    args = parser.parse_args(["--output_dir", "x", "--separator", "dpdcrn", "--sample_rate", str(rate)])
+    args.encoder_conf = args.decoder_conf = {"n_fft": 64, "hop_length": 32}
+    args.separator_conf = {"channels": 8, "heads": 2}
+    args.criterions = criterions
+    return args
+
+
+def test_each_term_is_logged_and_counts_with_its_weight():
+    weights = {name: 0.1 * (i + 1) for i, name in enumerate(NAMES)}
+    criterions = [
+        {"name": name, "wrapper": "fixed_order", "wrapper_conf": {"weight": weight}} for name, weight in weights.items()
+    ]
+    model = DistillEnhancementTask.build_model(options(criterions))
+    reference = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    mixture = reference + 0.05 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+    loss, stats, _ = model(mixture, torch.tensor([8000, 8000]), speech_ref1=reference)
+    assert set(NAMES) <= set(stats)
+    assert loss.item() == pytest.approx(math.fsum(w * stats[name].item() for name, w in weights.items()), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_logs_can_be_chosen(name):
+    assert criterion_choices.get_class(name)(name="mine").name == "mine"
+
+
+def test_pesq_at_another_rate_is_refused():
+    with pytest.raises(UserError, match="criterion pesq is for 16000 Hz, --sample_rate is 8000"):
+        DistillEnhancementTask.build_model(options([{"name": "pesq"}], rate=8000))
+
+
+def test_impossible_windows_are_refused():
+    with pytest.raises(UserError, match="sizes must be windows"):
+        DistillEnhancementTask.build_model(options([{"name": "multi_resolution", "conf": {"sizes": [4]}}]))
