@@ -3,8 +3,8 @@
 #
 # An environment that is up to date is left alone (well under a second), so every entry point may call this first.
 #   I2SRF_VENV    where it lives (default: <repository>/.venv)
-#   I2SRF_PYTHON  the Python 3.11 or 3.12 to build it with (default: python3.12 or python3.11 on the PATH, or what uv
-#                 finds; an environment that exists keeps its version)
+#   I2SRF_PYTHON  the Python to build it with, a command or one of 3.12, 3.11 and 3.13 (default: the first of these that
+#                 is on the PATH or that pyenv or uv has; an environment that exists keeps its version)
 set -euo pipefail
 
 repo="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -28,7 +28,13 @@ case "${1:-}" in
     *) fail "unknown option $1; usage: tools/setup_env.sh [--force]" ;;
 esac
 
-lock_of() { echo "${repo}/tools/requirements-py${1/./}.txt"; }
+versions=(3.12 3.11 3.13) # in the order of preference
+
+# Python 3.13 resolves to the packages of 3.12.
+lock_of() {
+    local version="${1/3.13/3.12}"
+    echo "${repo}/tools/requirements-py${version/./}.txt"
+}
 
 # What an environment of Python $1 must have been built from. The folder counts too: scripts in it hold its path.
 key_of() {
@@ -42,9 +48,27 @@ key_of() {
 probe() {
     "$1" -c 'import sys
 version = "%d.%d" % sys.version_info[:2]
-if version not in ("3.11", "3.12"):
+if version not in sys.argv[1:]:
     sys.exit(1)
-print(version, getattr(sys, "_base_executable", sys.executable))' 2>/dev/null
+print(version, getattr(sys, "_base_executable", sys.executable))' "${versions[@]}" 2>/dev/null
+}
+
+# Probe what may be Python $1. The commands of pyenv fail on the PATH for versions that it has and that are not chosen.
+find_version() {
+    local candidate found
+    for candidate in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/"python$1"; do
+        found="$(probe "${candidate}")" && [[ "${found%% *}" == "$1" ]] && echo "${found}" && return
+    done
+    command -v uv >/dev/null && found="$(uv python find --no-project "$1" 2>/dev/null)" && probe "${found}"
+}
+
+# Probe the Python that I2SRF_PYTHON names.
+find_named() {
+    if [[ "${I2SRF_PYTHON}" =~ ^3\.[0-9]+$ ]]; then
+        find_version "${I2SRF_PYTHON}"
+    else
+        probe "${I2SRF_PYTHON}"
+    fi
 }
 
 is_current() {
@@ -53,34 +77,30 @@ is_current() {
     read -r version key <"${stamp}" || return 1
     [[ -f "$(lock_of "${version}")" && "${key}" == "$(key_of "${version}")" ]] || return 1
     if [[ -n "${I2SRF_PYTHON:-}" ]]; then
-        wanted="$(probe "${I2SRF_PYTHON}")" || return 1
+        wanted="$(find_named)" || return 1
         [[ "${wanted%% *}" == "${version}" ]] || return 1
     fi
 }
 
 find_python() {
-    local candidate found
+    local candidate
     if [[ -n "${I2SRF_PYTHON:-}" ]]; then
-        probe "${I2SRF_PYTHON}" || fail "I2SRF_PYTHON=${I2SRF_PYTHON} is not a working Python 3.11 or 3.12"
+        find_named || fail "I2SRF_PYTHON=${I2SRF_PYTHON} is not a working Python 3.11, 3.12 or 3.13"
         return
     fi
     if [[ -f "${stamp}" ]]; then # keep the version: results must not change with what is first on the PATH
-        local version
-        read -r version _ <"${stamp}" || true
-        if [[ -n "${version}" ]] && probe "python${version}"; then
-            return
-        fi
+        read -r candidate _ <"${stamp}" || true
+        [[ -z "${candidate}" ]] || ! find_version "${candidate}" || return 0
     fi
-    for candidate in python3.12 python3.11 python3 python; do
+    for candidate in "${versions[@]}"; do
+        find_version "${candidate}" && return
+    done
+    for candidate in python3 python; do
         probe "${candidate}" && return
     done
-    if command -v uv >/dev/null; then
-        for candidate in 3.12 3.11; do
-            found="$(uv python find --no-project "${candidate}" 2>/dev/null)" && probe "${found}" && return
-        done
-    fi
-    fail "no Python 3.11 or 3.12 found (tried python3.12, python3.11, python3 and uv); install one, for example with" \
-        "'uv python install 3.12', or name it: I2SRF_PYTHON=/path/to/python3.12 tools/setup_env.sh"
+    fail "no Python 3.11, 3.12 or 3.13 found (tried python3.12, python3.11, python3.13, python3, pyenv and uv); older and" \
+        "newer ones have no lock. Install one, for example with 'uv python install 3.12' or 'pyenv install 3.12', or" \
+        "name it: I2SRF_PYTHON=/path/to/python3.12 tools/setup_env.sh"
 }
 
 # Print the path of uv; without one on the PATH it is installed beside the environment's own files.
@@ -129,7 +149,8 @@ contents="$(ls -A -- "${venv}" 2>/dev/null || true)"
 if [[ -n "${contents}" && ! -e "${venv}/.i2srf_lock" && ! -e "${venv}/pyvenv.cfg" ]]; then
     fail "${venv} has files in it and is no Python environment; set I2SRF_VENV to a new folder"
 fi
-mkdir -p -- "${venv}"
+mkdir -p -- "${venv}" 2>/dev/null && [[ -w "${venv}" ]] ||
+    fail "${venv} cannot be written; set I2SRF_VENV to a folder that can, for example I2SRF_VENV=~/i2srf_kd_venv"
 # Not ".lock": that one is uv's own.
 exec 9>"${venv}/.i2srf_lock"
 if command -v flock >/dev/null && ! flock --nonblock 9; then

@@ -31,6 +31,7 @@ case "$1 $2" in
 esac
 """
 PYTHON = '#!/bin/sh\n[ "$1" = -c ] || exit 1\necho "{version} $0"\n'
+VERSIONS = ("3.11", "3.12", "3.13")
 UNSUPPORTED = "#!/bin/sh\nexit 1\n"
 
 
@@ -47,7 +48,7 @@ class Checkout:
         self.program("uv", UV)
         for name in ("python3", "python"):
             self.program(name, UNSUPPORTED)
-        for version in ("3.11", "3.12"):
+        for version in VERSIONS:
             self.program(f"python{version}", PYTHON.format(version=version))
 
     def program(self, name: str, text: str) -> Path:
@@ -61,6 +62,7 @@ class Checkout:
         return {
             **kept,
             "PATH": f"{self.bin}:/usr/bin:/bin",
+            "PYENV_ROOT": str(self.bin.parent / "pyenv"),
             "STUB_RECORD": str(self.record),
             "VENV_OF_TEST": str(self.venv),
             **more,
@@ -123,6 +125,32 @@ def test_named_python_is_used_and_kept(checkout):
     assert checkout.syncs() == ["requirements-py312.txt"]
 
 
+@pytest.mark.parametrize("version, lock", [("3.11", "py311"), ("3.12", "py312"), ("3.13", "py312")])
+def test_only_python_there_is_used_with_its_lock(checkout, version, lock):
+    for other in set(VERSIONS) - {version}:
+        checkout.program(f"python{other}", UNSUPPORTED)
+    assert f"with Python {version} " in checkout.setup()
+    assert checkout.syncs() == [f"requirements-{lock}.txt"]
+    assert checkout.setup() == ""
+
+
+def test_python_of_pyenv_is_found_where_its_command_on_the_path_fails(checkout):
+    folder = Path(checkout.environment()["PYENV_ROOT"]) / "versions" / "3.12.1" / "bin"
+    folder.mkdir(parents=True)
+    checkout.program("python3.12", PYTHON.format(version="3.12")).rename(folder / "python3.12")
+    checkout.program("python3.12", UNSUPPORTED)
+    assert str(folder / "python3.12") in checkout.setup()
+    assert checkout.syncs() == ["requirements-py312.txt"]
+
+
+def test_python_can_be_named_by_its_version(checkout):
+    checkout.setup(I2SRF_PYTHON="3.11")
+    assert checkout.setup(I2SRF_PYTHON="3.11") == ""
+    assert checkout.syncs() == ["requirements-py311.txt"]
+    checkout.program("python3.11", UNSUPPORTED)
+    assert "I2SRF_PYTHON=3.11 is not" in checkout.setup("--force", code=2, I2SRF_PYTHON="3.11")
+
+
 def test_failed_installation_is_not_used(checkout):
     assert "failed" in checkout.setup(code=2, STUB_FAIL="1")
     assert not (checkout.venv / ".i2srf_stamp").exists()
@@ -149,10 +177,10 @@ def test_concurrent_set_ups_build_once(checkout):
 
 
 def test_no_supported_python(checkout):
-    for version in ("3.11", "3.12"):
+    for version in VERSIONS:
         checkout.program(f"python{version}", UNSUPPORTED)
     error = checkout.setup(code=2)
-    assert "no Python 3.11 or 3.12 found" in error and "I2SRF_PYTHON=" in error
+    assert "no Python 3.11, 3.12 or 3.13 found" in error and "I2SRF_PYTHON=" in error
     unsupported = str(checkout.bin / "python3")
     assert f"I2SRF_PYTHON={unsupported} is not" in checkout.setup(code=2, I2SRF_PYTHON=unsupported)
 
@@ -162,6 +190,12 @@ def test_folder_with_other_files_is_left_alone(checkout, tmp_path):
     (tmp_path / "home" / "precious").touch()
     assert "no Python environment" in checkout.setup(code=2, I2SRF_VENV=str(tmp_path / "home"))
     assert (tmp_path / "home" / "precious").exists()
+
+
+def test_place_that_cannot_be_written_is_told_with_the_option_for_another(checkout):
+    checkout.venv.parent.joinpath("file").touch()
+    error = checkout.setup(code=2, I2SRF_VENV=str(checkout.venv.parent / "file" / "venv"))
+    assert "cannot be written; set I2SRF_VENV to" in error
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
