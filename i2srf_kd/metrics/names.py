@@ -1,6 +1,6 @@
 """The table of scores: what each is called in files and in tables, and how it is shown."""
 
-from typing import Dict, Iterable, List, NamedTuple
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 
 class Metric(NamedTuple):
@@ -12,6 +12,8 @@ class Metric(NamedTuple):
         unit: behind the name; empty for scores without one.
         scale: from the number in files (STOI and WER are fractions there) to the shown one.
         higher_is_better: false for errors.
+        rate: in Hz that the score is defined at; audio of a higher rate is scored on a copy at this one, audio of a
+            lower rate has no such score. None: scored at any rate.
     """
 
     name: str
@@ -19,6 +21,7 @@ class Metric(NamedTuple):
     unit: str = ""
     scale: float = 1.0
     higher_is_better: bool = True
+    rate: Optional[int] = None
 
     @property
     def label(self) -> str:
@@ -30,20 +33,23 @@ class Metric(NamedTuple):
         return f"{self.scale * value:{'+' if signed else ''}.{self.decimals}f}"
 
 
+NARROW_BAND, WIDE_BAND = 8000, 16000
+
 METRICS: Dict[str, Metric] = {
-    "pesq_wb": Metric("WB-PESQ"),
-    "csig": Metric("CSIG"),
-    "cbak": Metric("CBAK"),
-    "covl": Metric("COVL"),
+    "pesq_wb": Metric("WB-PESQ", rate=WIDE_BAND),
+    "pesq_nb": Metric("NB-PESQ", rate=NARROW_BAND),
+    "csig": Metric("CSIG", rate=WIDE_BAND),
+    "cbak": Metric("CBAK", rate=WIDE_BAND),
+    "covl": Metric("COVL", rate=WIDE_BAND),
     "ssnr": Metric("SSNR", 2, "dB"),
     "stoi": Metric("STOI", 2, "%", 100.0),
     "estoi": Metric("ESTOI", 2, "%", 100.0),
     "si_sdr": Metric("SI-SDR", 2, "dB"),
-    "wer": Metric("WER", 2, "%", 100.0, higher_is_better=False),
-    "challenge": Metric("challenge score"),
-    "dnsmos_sig": Metric("DNSMOS SIG"),
-    "dnsmos_bak": Metric("DNSMOS BAK"),
-    "dnsmos_ovrl": Metric("DNSMOS OVRL"),
+    "wer": Metric("WER", 2, "%", 100.0, higher_is_better=False, rate=WIDE_BAND),
+    "challenge": Metric("challenge score", rate=WIDE_BAND),
+    "dnsmos_sig": Metric("DNSMOS SIG", rate=WIDE_BAND),
+    "dnsmos_bak": Metric("DNSMOS BAK", rate=WIDE_BAND),
+    "dnsmos_ovrl": Metric("DNSMOS OVRL", rate=WIDE_BAND),
 }
 """By the name in ``scores.csv``, in the order of the columns."""
 

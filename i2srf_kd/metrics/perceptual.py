@@ -1,31 +1,38 @@
-"""WB-PESQ, STOI and ESTOI of one utterance, through the packages ``pesq`` and ``pystoi``."""
+"""PESQ, STOI and ESTOI of one utterance, through the packages ``pesq`` and ``pystoi``."""
 
 import itertools
 import logging
 import warnings
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, List, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from i2srf_kd.audio.resample import resample
+from i2srf_kd.metrics import pesq_process
+from i2srf_kd.metrics.names import NARROW_BAND, WIDE_BAND
 from i2srf_kd.metrics.signal import as_pair
 
-WIDE_BAND_RATE = 16000
 _undefined = itertools.count(1)
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def _report_undefined(metric: str, reason: str) -> float:
     """Count and log a score that does not exist, and stand in NaN for it."""
-    _logger.warning("%s is undefined, NaN is recorded (no. %d so far): %s", metric, next(_undefined), reason)
+    logger.warning("%s is undefined, NaN is recorded (no. %d so far): %s", metric, next(_undefined), reason)
     return float("nan")
 
 
-def require_wide_band(metric: str, fs: int) -> None:
-    """Raise ``ValueError`` unless ``fs`` is 16 kHz."""
-    if fs != WIDE_BAND_RATE:
-        raise ValueError(f"{metric} needs {WIDE_BAND_RATE} Hz but the audio has {fs} Hz: resample it first")
+def copies_at(rate: int, metric: str, fs: int, waves: Sequence[np.ndarray]) -> List[np.ndarray]:
+    """Waveforms at the rate of a metric: themselves at this rate, copies at a higher one.
+
+    Raises:
+        ValueError: their own rate is lower.
+    """
+    if fs < rate:
+        raise ValueError(f"{metric} needs {rate} Hz but the audio has {fs} Hz: resample it first")
+    return [wave if fs == rate else resample(wave, fs, rate) for wave in waves]
 
 
 def wb_pesq(reference: ArrayLike, estimate: ArrayLike, fs: int) -> float:
@@ -34,27 +41,32 @@ def wb_pesq(reference: ArrayLike, estimate: ArrayLike, fs: int) -> float:
     Args:
         reference: clean waveform, ``(samples,)``.
         estimate: enhanced waveform of the same length.
-        fs: sampling rate, 16000.
+        fs: sampling rate in Hz, 16000 or more; PESQ is that of copies at 16000.
 
     Returns:
         MOS-LQO, about 1.04 to 4.64. NaN, with a counted warning in the log, if PESQ finds no speech, if the estimate
-        is silent or if the recording is shorter than a quarter of a second.
+        is silent, if the recording is shorter than a quarter of a second, or if the package ``pesq`` crashes on it,
+        which it does on recordings of more than about 50 pauses.
 
     Raises:
-        ValueError: other sampling rate, or waveforms that do not form a pair.
+        ValueError: lower sampling rate, or waveforms that do not form a pair.
     """
-    from pesq import BufferTooShortError, NoUtterancesError, pesq
+    return _pesq("WB-PESQ", "wb", WIDE_BAND, reference, estimate, fs)
 
-    require_wide_band("WB-PESQ", fs)
-    ref, est = as_pair(reference, estimate)
+
+def nb_pesq(reference: ArrayLike, estimate: ArrayLike, fs: int) -> float:
+    """Narrow-band PESQ, ITU-T P.862 with the mapping of P.862.1; see :func:`wb_pesq`, at 8000 Hz."""
+    return _pesq("NB-PESQ", "nb", NARROW_BAND, reference, estimate, fs)
+
+
+def _pesq(name: str, mode: str, rate: int, reference: ArrayLike, estimate: ArrayLike, fs: int) -> float:
+    ref, est = copies_at(rate, name, fs, as_pair(reference, estimate))
     if not est.any():
-        return _report_undefined("WB-PESQ", "the estimate is silent")
+        return _report_undefined(name, "the estimate is silent")
     try:
-        return float(pesq(fs, ref, est, "wb"))
-    except NoUtterancesError:
-        return _report_undefined("WB-PESQ", "no speech was found in the reference")
-    except BufferTooShortError:
-        return _report_undefined("WB-PESQ", f"{len(ref)} samples are less than a quarter of a second")
+        return pesq_process.pesq(rate, ref, est, mode)
+    except pesq_process.PesqFailed as error:
+        return _report_undefined(name, str(error))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 from i2srf_kd.metrics.bootstrap import paired_difference
-from i2srf_kd.metrics.names import in_order, metric_named
+from i2srf_kd.metrics.names import WIDE_BAND, in_order, metric_named
 from i2srf_kd.results.model import MIXTURE, Run, Score, Statistics, System, score_matrix
 from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite
 from i2srf_kd.system.errors import UserError
@@ -291,8 +291,8 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
         f"{first['utterances']} utterances, {first['seconds'] / 60:.1f} min. Mean [95 % interval] by percentile "
         f"bootstrap over utterances ({RESAMPLES} resamples).",
         *(_SEEDS_NOTE if seeds > 1 else []),
-        "CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; for SI-SDR the mean is "
-        f"{mean_removed}. GMAC/s: multiply-accumulates per second of audio.",
+        _rate_text(metrics, first.get("fs")) + f"for SI-SDR the mean is {mean_removed}. GMAC/s: multiply-accumulates "
+        "per second of audio.",
         *_asr_lines(first),
         "",
         *table_lines(["system" if seeds == 1 else "system (seeds)", *labels, *complexity], rows),
@@ -312,6 +312,16 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
             *table_lines(["difference", *labels], rows),
         ]
     return lines
+
+
+def _rate_text(metrics: Sequence[str], fs: Optional[int]) -> str:
+    """What the scores with a rate of their own are made of; summaries of older versions do not say ``fs``."""
+    if fs is not None and fs < WIDE_BAND:
+        return f"NB-PESQ: audio at {fs} Hz has no WB-PESQ, and no CSIG, CBAK and COVL, which are made of it; "
+    copied = [name for name in metrics if fs is not None and (metric_named(name).rate or fs) < fs]
+    names = ", ".join(f"{metric_named(name).name} ({metric_named(name).rate} Hz)" for name in copied)
+    copies = f"copies of the audio ({fs} Hz) at a lower rate are scored by {names}; " if copied else ""
+    return f"CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; {copies}"
 
 
 def find_media(folder: PathLike) -> Tuple[List[Path], List[Path]]:

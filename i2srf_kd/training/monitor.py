@@ -14,7 +14,7 @@ import torch
 from i2srf_kd.data.chunk_dataset import ChunkSource, SeededChunk
 from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.metrics.names import IN_TRAINING
+from i2srf_kd.metrics.names import IN_TRAINING, WIDE_BAND
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.memory import peak_resident_bytes
@@ -199,7 +199,7 @@ class QualityMonitor:
         return {name: _mean([score[name] for score in scores]) for name in QUALITY_SCORES}
 
     def _score(self, model: Any, utt_id: str, epoch: int, first: bool) -> Dict[str, float]:
-        from i2srf_kd.metrics.perceptual import stoi, wb_pesq
+        from i2srf_kd.metrics.perceptual import nb_pesq, stoi, wb_pesq
         from i2srf_kd.metrics.signal import si_sdr
 
         signals = self.source.read(SeededChunk(Chunk(utt_id, 0, self.source.lengths[utt_id]), ()))
@@ -210,7 +210,7 @@ class QualityMonitor:
         rate = self.source.sample_rate
         scores = {}
         for name, score in (
-            ("pesq", lambda: wb_pesq(reference, estimate, rate)),
+            ("pesq", lambda: (wb_pesq if rate >= WIDE_BAND else nb_pesq)(reference, estimate, rate)),
             ("stoi", lambda: stoi(reference, estimate, rate)),
             ("si_sdr", lambda: si_sdr(reference, estimate)),
         ):
@@ -219,6 +219,8 @@ class QualityMonitor:
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 logging.warning(f"{name} of validation utterance {utt_id}: {error}")
                 scores[name] = math.nan
+            if math.isnan(scores[name]):
+                logging.warning(f"{name} of validation utterance {utt_id} is undefined and left out of the mean")
         return scores
 
     def _picture(self, utt_id: str, signals: Dict[str, np.ndarray], epoch: int) -> None:

@@ -113,7 +113,7 @@ def test_undefined_scores_show(exp):
 def test_every_default_metric_has_a_column():
     from i2srf_kd.metrics import asr, dnsmos, utterance
 
-    assert set(KNOWN) == {*utterance.DEFAULT, *dnsmos.METRICS, *asr.METRICS}
+    assert set(KNOWN) == {*utterance.SCORES, *dnsmos.METRICS, *asr.METRICS}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from i2srf_kd.audio.resample import resample
+from i2srf_kd.bin import results
 from i2srf_kd.bin.score import main
 from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
@@ -168,6 +170,33 @@ def test_failed_shard_leaves_no_old_one(data, tmp_path):
 def test_wrong_options_are_named(data, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         _score(data, tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize(
+    "fs, column, note",
+    [
+        (8000, "NB-PESQ", "NB-PESQ: audio at 8000 Hz has no WB-PESQ"),
+        (48000, "WB-PESQ", "copies of the audio (48000 Hz) at a lower rate are scored by WB-PESQ (16000 Hz), CSIG"),
+    ],
+)
+def test_other_rates_are_scored_by_default(audio_dir, tmp_path, fs, column, note):
+    """Every score that exists at the rate is in the table, which says what was resampled."""
+    for scp, kind in (("spk1", "clean"), ("wav", "noisy")):
+        wave, rate = soundfile.read(audio_dir / "test" / kind / "p232_170.wav")
+        soundfile.write(tmp_path / f"{kind}.wav", resample(wave, rate, fs), fs)
+        (tmp_path / f"{scp}.scp").write_text(f"p232_170 {tmp_path / kind}.wav\n")
+    assert _score(tmp_path, tmp_path / "scored") == 0
+    results.main(["--out", str(tmp_path / "RESULTS.md"), "--system", f"noisy={tmp_path / 'scored'}"])
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert note in text and f"| system | {column} |" in text and "undefined" not in text
+
+
+def test_an_undefined_score_is_named_and_counted(data, tmp_path, caplog):
+    soundfile.write(data / "wav_1.wav", np.zeros(8100), 16000)
+    _score(data, tmp_path / "out", *FAST)
+    assert "utterance utt1: si_sdr undefined" in caplog.text
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["metrics"]["si_sdr"]["n_nan"] == 1
 
 
 def test_real_pairs_with_all_metrics(audio_dir, tmp_path):

@@ -1,13 +1,16 @@
 """PESQ and STOI, and all measures of one utterance."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
-from i2srf_kd.metrics.perceptual import estoi, stoi, wb_pesq
-from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
+from i2srf_kd.audio.resample import resample
+from i2srf_kd.metrics import pesq_process
+from i2srf_kd.metrics.perceptual import estoi, nb_pesq, stoi, wb_pesq
+from i2srf_kd.metrics.utterance import DEFAULT, default_metrics, score_utterance
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,70 @@ def test_other_sampling_rate_is_refused_only_where_it_matters():
     with pytest.raises(ValueError, match="csig needs 16000 Hz but the audio has 8000 Hz"):
         score_utterance(noise, noise, 8000, ("csig",))
     assert set(score_utterance(noise, noise, 8000, ("stoi", "si_sdr"))) == {"stoi", "si_sdr"}
+
+
+def test_audio_of_a_high_rate_is_scored_on_copies_where_a_score_needs_its_rate(real):
+    clean, noisy, fs = real
+    high = [resample(wave, fs, 48000) for wave in (clean, noisy)]
+    scores, expected = score_utterance(*high, 48000), score_utterance(clean, noisy, fs)
+    assert default_metrics(48000) == DEFAULT == tuple(scores)
+    for name, value in expected.items():
+        # The copies have lost a little at the upper end of their band.
+        assert scores[name] == pytest.approx(value, rel=0.02, abs=0.1 if name in ("ssnr", "si_sdr") else 0.02), name
+
+
+def test_narrow_band_audio_has_narrow_band_pesq(real):
+    from pesq import pesq
+
+    clean, noisy = (resample(wave, real[2], 8000) for wave in real[:2])
+    scores = score_utterance(clean, noisy, 8000, default_metrics(8000))
+    assert list(scores) == ["pesq_nb", "ssnr", "stoi", "estoi", "si_sdr"]
+    assert (
+        scores["pesq_nb"] == pesq(8000, clean.astype(float), noisy.astype(float), "nb") == nb_pesq(clean, noisy, 8000)
+    )
+
+
+@pytest.fixture
+def pesq_of(monkeypatch):
+    """Makes the process of PESQ run other code."""
+
+    def start(code):
+        process = pesq_process.PesqProcess()
+        monkeypatch.setattr(pesq_process, "pesq", process)
+        monkeypatch.setattr(pesq_process, "_START", f"import sys; sys.path[:] = sys.argv[1:]; {code}")
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [("__import__('os').abort()", "crashed .signal 6"), ("[None for _ in iter(int, 1)]", "took too long")],
+)
+def test_a_crash_or_a_loop_of_pesq_costs_one_score(real, pesq_of, caplog, monkeypatch, answer, reason):
+    clean, noisy, fs = real
+    server = "import i2srf_kd.metrics.pesq_process as p; p.SECONDS_LIMIT = 0.1"
+    process = pesq_of(f"{server}; p._score = lambda *_: {answer}; p.serve()")
+    assert np.isnan(wb_pesq(clean[:1600], noisy[:1600], fs))
+    assert "WB-PESQ is undefined" in caplog.text and re.search(reason, caplog.text)
+    monkeypatch.undo()
+    assert process.close() is None and wb_pesq(clean, noisy, fs) > 1
+
+
+def test_a_process_that_cannot_start_is_an_error(real, pesq_of):
+    pesq_of("sys.exit(3)")
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        wb_pesq(*real)
+
+
+def test_many_pauses_do_not_end_the_scoring(real):
+    """The package crashes on these, in its C code."""
+    clean, noisy, fs = real
+    burst = clean[len(clean) // 2 :][: int(0.3 * fs)]
+    many = np.concatenate([np.concatenate([burst, np.zeros(int(0.3 * fs))]) for _ in range(60)])
+    scores = score_utterance(many, many + 0.005 * np.random.default_rng(0).standard_normal(len(many)), fs)
+    assert np.isfinite(scores["stoi"]) and (np.isnan(scores["pesq_wb"]) or scores["pesq_wb"] > 1)
+    assert wb_pesq(clean, noisy, fs) > 1
 
 
 def test_lengths_may_differ_by_a_hop_only(real):
