@@ -13,7 +13,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = {"yaml": "pyyaml"}  # modules called otherwise than the package they come with
 # Metrics, reports, ONNX and ESPnet are extras; so is what only ablations and some data commands need.
 EXTRAS = ("ablation", "bin", "corpora", "data", "espnet", "export", "metrics", "results", "training")
-OPTIONAL = {"soxr"}
 
 
 def test_plain_installation_holds_what_enhancing_imports(monkeypatch):
@@ -24,7 +23,7 @@ def test_plain_installation_holds_what_enhancing_imports(monkeypatch):
     files += [package / "bin" / "enhance.py", package / "export" / "bundle.py", package / "metrics" / "complexity.py"]
     imported = set().union(*map(third_party, files))
     assert {"torch", "yaml", "soundfile"} <= imported
-    assert {PACKAGES.get(name, name) for name in imported - OPTIONAL} <= promised
+    assert {PACKAGES.get(name, name) for name in imported} <= promised
 
 
 def read_setup(monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 import scipy.signal
 import soundfile
 
-from i2srf_kd.audio import resample as resample_module
 from i2srf_kd.audio.io import as_samples, check_written, count_clipped, probe, read_audio, write_audio
 from i2srf_kd.audio.level import active_frames, active_power
 from i2srf_kd.audio.resample import resample, resampled_length
@@ -185,36 +184,28 @@ def test_formats_that_cannot_be_written(tmp_path):
         write_audio(tmp_path / "x.xyz", np.zeros(10), FS)
 
 
-@pytest.fixture(params=["soxr", "scipy"])
-def resampler(request, monkeypatch):
-    if request.param == "soxr":
-        pytest.importorskip("soxr")
-    else:
-        monkeypatch.setattr(resample_module.importlib.util, "find_spec", lambda name: None)
-
-
 @pytest.mark.parametrize("fs_in, fs_out", [(48000, 16000), (44100, 16000), (22050, 16000), (8000, 16000)])
-def test_resampled_tone_is_the_tone_at_the_new_rate(resampler, fs_in, fs_out):
+def test_resampled_tone_is_the_tone_at_the_new_rate(fs_in, fs_out):
     wave = resample(tone(1.0, fs_in, 1000.0), fs_in, fs_out)
     assert len(wave) == fs_out and wave.dtype == np.float32
     edge = fs_out // 20
     assert np.abs(wave - tone(1.0, fs_out, 1000.0))[edge:-edge].max() < 1e-4
 
 
-def test_resampling_removes_what_would_alias(resampler):
+def test_resampling_removes_what_would_alias():
     wave = resample(tone(1.0, 48000, 10000.0), 48000, 16000)
     assert np.abs(wave[1000:-1000]).max() < 1e-4
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 47, 48, 49, 1000, 44101])
-def test_resampled_length_is_exact(resampler, n_samples):
+def test_resampled_length_is_exact(n_samples):
     for fs_in, fs_out in [(48000, 16000), (44100, 16000), (16000, 22050)]:
         expected = len(scipy.signal.resample_poly(np.zeros(n_samples), fs_out // 50, fs_in // 50))
         assert resampled_length(n_samples, fs_in, fs_out) == expected
         assert resample(np.zeros((n_samples, 2)), fs_in, fs_out).shape == (expected, 2)
 
 
-def test_resampling_keeps_channels_apart(resampler):
+def test_resampling_keeps_channels_apart():
     left, right = tone(0.2, 48000, 500.0), tone(0.2, 48000, 900.0)
     both = resample(np.stack([left, right], axis=1), 48000, 16000)
     assert np.allclose(both[:, 0], resample(left, 48000, 16000), atol=1e-6)
