@@ -20,6 +20,9 @@ from i2srf_kd.system.errors import UserError
 
 # Share of the values at either end that may be clipped.
 CLIPPED = 1e-5
+# Weights use 7 of their 8 bits. Processors without VNNI add two products of activation (0 to 255) and weight in 16 bits
+# and saturate: with 127 the sum reaches 2 * 255 * 127 = 64770, with 63 it stays at 32130, below 32767.
+LARGEST_WEIGHT = 63
 
 
 class Range(NamedTuple):
@@ -165,9 +168,9 @@ class _Int8DenseBlock(nn.Module):
 
 
 def _constants(conv: nn.Conv2d, output: Range, scale: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """8-bit weights, their scale over the output's, 32-bit bias without the output's middle, the output's scale."""
+    """Whole weights, their scale over the output's, 32-bit bias without the output's middle, the output's scale."""
     weight, bias = conv.weight.detach(), cast(Tensor, conv.bias).detach()
-    step = (weight.abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
+    step = (weight.abs().amax((1, 2, 3)) / LARGEST_WEIGHT).clamp_min(1e-12)
     whole = (weight / step.view(-1, 1, 1, 1)).round().to(torch.int8)
     out_scale = ((output.high - output.low) / 254).clamp_min(1e-12)
     shifted = bias - (output.high + output.low) / 2

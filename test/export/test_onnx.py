@@ -141,6 +141,19 @@ def test_int8_file_does_what_its_form_says(with_int8, tmp_path):
     assert np.sum((found - form) ** 2) < 1e-3 * np.sum(form**2)
 
 
+def test_int8_products_cannot_saturate_on_any_processor(with_int8):
+    """Where there is no VNNI, onnxruntime adds two products of an activation and a weight in 16 bits."""
+    model = onnx.load(str(with_int8 / "model_int8.onnx"))
+    nodes = model.graph.node
+    constants = {node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"}
+    convolutions = [node for node in nodes if node.op_type == "QLinearConv"]
+    weights = [onnx.numpy_helper.to_array(constants[node.input[3]]) for node in convolutions]
+    assert len(weights) == 8 and all(weight.dtype == np.int8 for weight in weights)
+    largest = max(np.abs(weight.astype(int)).max() for weight in weights)
+    assert 2 * 255 * largest <= np.iinfo(np.int16).max
+    assert all(np.abs(weight.astype(int)).max() > largest // 2 for weight in weights)  # the range is used
+
+
 def test_runtimes_that_are_not_there(exported, with_int8, tmp_path):
     experiment, report, _ = exported
     with pytest.raises(UserError, match="has no model_int8.onnx: export the model with --int8"):
