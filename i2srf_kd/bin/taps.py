@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from i2srf_kd.distill.method import layout_of
 from i2srf_kd.distill.taps import Features, FeatureTaps
-from i2srf_kd.inference.experiment import CONFIG
+from i2srf_kd.inference.experiment import CONFIG, sampling_rate
 from i2srf_kd.metrics.complexity import count_parameters
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError, run_command
@@ -53,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def build_model(path: str) -> Tuple[Any, int]:
     """The model of an experiment folder or a configuration, with random weights, and its sampling rate in Hz."""
-    from i2srf_kd.espnet.loading import build_without_criteria, sample_rate
+    from i2srf_kd.espnet.loading import build_without_criteria
     from i2srf_kd.espnet.task import DistillEnhancementTask
 
     file = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
@@ -64,7 +64,7 @@ def build_model(path: str) -> Tuple[Any, int]:
     defaults = {k: {} if k.endswith("_conf") else v for k, v in DistillEnhancementTask.get_default_config().items()}
     args = argparse.Namespace(**{**defaults, **options})
     torch.manual_seed(0)
-    return build_without_criteria(args).eval(), sample_rate(args)
+    return build_without_criteria(args).eval(), sampling_rate(vars(args), file)
 
 
 @torch.no_grad()

@@ -5,9 +5,8 @@ missing or left over is an error.
 """
 
 import argparse
-import logging
 from pathlib import Path
-from typing import Any, Tuple, Union
+from typing import Tuple
 
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks.enh import EnhancementTask
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.registry import register_all
-from i2srf_kd.inference.experiment import DEFAULT_FS, Experiment
+from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, Experiment, sampling_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import PathLike
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
-PathLike = Union[str, Path]
 # Keys of a distilled student that inference does not need.
 TRAINING_ONLY_PREFIXES = ("distillation.",)
-
-# What ESPnet writes when nobody gave a rate; it says nothing, since its training does not use it.
-ESPNET_DEFAULT_RATE = 8000
 
 register_all()
 
@@ -87,8 +83,9 @@ def load_enhancer_from_experiment(path: PathLike, device: str = "cpu") -> ESPnet
     """Load the model of an experiment folder, or of a weights file inside one, whatever its separator."""
     path = Path(path)
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
-    model, args = load_espnet_model(folder / "config.yaml", Experiment(folder).weights(name))
-    return ESPnetWindowEnhancer(model, sample_rate(args)).to(device).eval()
+    experiment = Experiment(folder)
+    model, _ = load_espnet_model(folder / CONFIG, experiment.weights(name))
+    return ESPnetWindowEnhancer(model, experiment.fs).to(device).eval()
 
 
 def build_untrained_enhancer(config: PathLike) -> ESPnetWindowEnhancer:
@@ -103,13 +100,4 @@ def build_untrained_enhancer(config: PathLike) -> ESPnetWindowEnhancer:
     defaults = vars(EnhancementTask.get_parser().parse_args([]))
     options = {**defaults, "sample_rate": DEFAULT_FS, **vars(read_config(config))}
     args = argparse.Namespace(**options)
-    return ESPnetWindowEnhancer(build_without_criteria(args), sample_rate(args)).eval()
-
-
-def sample_rate(args: Any) -> int:
-    """Sampling rate in Hz of an ESPnet configuration."""
-    stated = (getattr(args, "encoder_conf", None) or {}).get("default_fs") or getattr(args, "sample_rate", None)
-    if stated in (None, ESPNET_DEFAULT_RATE):
-        logging.warning(f"the configuration does not tell the sampling rate; {DEFAULT_FS} Hz is assumed")
-        return DEFAULT_FS
-    return int(stated)
+    return ESPnetWindowEnhancer(build_without_criteria(args), sampling_rate(options, config)).eval()

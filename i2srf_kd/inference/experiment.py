@@ -4,10 +4,11 @@ experiment = Experiment("exp/student")
 network = experiment.network()  # DPDCRN with the averaged weights
 """
 
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.presets import network_from_options
@@ -24,6 +25,44 @@ TRAINING_ONLY_PREFIX = "distillation."
 _STFT_DEFAULTS = {"n_fft": 512, "win_length": None, "hop_length": 128, "window": "hann", "center": True}
 _STFT_DEFAULTS.update({"normalized": False, "onesided": True, "spec_transform_type": None})
 DEFAULT_FS = 16000
+# What ESPnet writes where nobody gave a rate; its own training does not use it.
+_ESPNET_DEFAULT_FS = 8000
+
+logger = logging.getLogger(__name__)
+
+
+def stated_rate(config: Mapping[str, Any]) -> Optional[int]:
+    """Sampling rate in Hz of the data that a model was trained on; None where its configuration leaves that open.
+
+    Trainings of this package, which have an option ``distill``, compare ``sample_rate`` with their data. Others do not:
+    of them the encoder's ``default_fs`` is believed first, and a ``sample_rate`` of 8000, ESPnet's default, tells
+    nothing.
+    """
+    rate = config.get("sample_rate")
+    if "distill" in config and rate:
+        return int(rate)
+    default_fs = (config.get("encoder_conf") or {}).get("default_fs")
+    if default_fs:
+        return int(default_fs)
+    return int(rate) if rate not in (None, _ESPNET_DEFAULT_FS) else None
+
+
+def sampling_rate(config: Mapping[str, Any], source: PathLike) -> int:
+    """Sampling rate in Hz to run a model at; one that is in doubt is taken as written, with a warning.
+
+    Args:
+        config: content of its ``config.yaml``.
+        source: that file, for the warning.
+    """
+    rate = stated_rate(config)
+    if rate is None:
+        rate = int(config.get("sample_rate") or DEFAULT_FS)
+        reason = "which is also what ESPnet writes where no rate was given" if "sample_rate" in config else "by default"
+        logger.warning(
+            f"{source}: the model is taken to be for {rate} Hz, {reason}; if it was trained on another rate, write "
+            "that one as sample_rate there"
+        )
+    return rate
 
 
 class Experiment:
@@ -51,10 +90,10 @@ class Experiment:
         """Name of the kind of network, ``dpdcrn`` for the one of this package."""
         return str(self.config["separator"])
 
-    @property
+    @cached_property
     def fs(self) -> int:
         """Sampling rate in Hz that the model was trained at."""
-        return int(self._section("encoder_conf").get("default_fs") or self.config.get("sample_rate") or DEFAULT_FS)
+        return sampling_rate(self.config, self.path / CONFIG)
 
     @property
     def normalize_variance(self) -> bool:

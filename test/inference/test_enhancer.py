@@ -278,6 +278,23 @@ def test_normalisation_and_rate_come_from_the_configuration(tmp_path, network):
     assert enhancer.fs == 8000 and enhancer.model.normalize_variance
 
 
+@pytest.mark.parametrize(
+    "config, fs, in_doubt",
+    [
+        ({"distill": {}, "sample_rate": 8000, "encoder_conf": {"default_fs": 16000}}, 8000, False),
+        ({"sample_rate": 48000}, 48000, False),
+        ({"sample_rate": 8000, "encoder_conf": {"default_fs": 16000}}, 16000, False),
+        ({"encoder_conf": {"default_fs": 8000}}, 8000, False),
+        ({"sample_rate": 8000}, 8000, True),
+        ({}, 16000, True),
+    ],
+)
+def test_rate_that_a_training_did_not_check_is_told(tmp_path, network, caplog, config, fs, in_doubt):
+    """A training of this package states its rate; that of ESPnet writes 8000 where nobody gave one."""
+    assert Experiment(make_experiment(tmp_path / "exp", network, **config)).fs == fs
+    assert ("if it was trained on another rate, write that one as sample_rate" in caplog.text) == in_doubt
+
+
 def test_another_separator_goes_through_espnet(tmp_path, network, monkeypatch):
     folder = make_experiment(tmp_path / "exp", network, separator="tcn")
 
