@@ -177,8 +177,6 @@ statsdir="${expdir}/stats"
 teacher_dir="${teacher_exp:-${expdir}/${teacher_tag}}"
 I2SRF_MODELS="$(printf '%s\n' "${teacher_tag##*/}" "${student_tag##*/}" "${baseline_tag##*/}")"
 export I2SRF_MODELS # so that a section of conf/slurm.yaml for one of them is known
-module() { module_command=("${python}" -m "i2srf_kd.bin.$1"); }
-run_jobs=("${python}" -m i2srf_kd.bin.run_jobs)
 
 [[ -z "${score_systems}" || " ${score_systems} " =~ ^(\ +(noisy|teacher|student|student_kd))+\ +$ ]] ||
     fail "--score_systems ${score_systems}: choose among noisy, teacher, student and student_kd"
@@ -194,39 +192,40 @@ fi
 # Stages
 
 stage_1_data() {
-    local done_file="${datadir}/.done_data" script=local/data.py interpreter="${python}"
+    local script=local/data.py interpreter="${python}" corpus="${corpus_dir}"
     local options=(--data_dir "${datadir}" --check_md5 "${check_md5}" --check_counts "${check_counts}")
-    # A generated corpus says in its marker what it was made from.
-    skip_if_done "${done_file}" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" \
-        "input_corpus=$([[ ! -f "${corpus_dir}/.mini_corpus.json" ]] || checksum "${corpus_dir}/.mini_corpus.json")" && return
     if [[ -f local/data.sh ]]; then
         script=local/data.sh interpreter=bash
     fi
     [[ -f "${script}" ]] || fail "this recipe has neither local/data.py nor local/data.sh"
-    if [[ "${mini}" == true && -z "${corpus_dir}" ]]; then
-        corpus_dir="${datadir}/corpus"
-        module mini_corpus
-        run "${module_command[@]}" "${corpus_dir}"
+    # A generated corpus says in its marker what it was made from.
+    step "${datadir}/.done_data" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" \
+        "input_corpus@${corpus_dir}/.mini_corpus.json"
+    if [[ "${mini}" == true && -z "${corpus}" ]]; then
+        corpus="${datadir}/corpus"
+        then_run "${python}" -m i2srf_kd.bin.mini_corpus "${corpus}"
     fi
-    [[ -z "${corpus_dir}" ]] || options+=(--corpus_dir "${corpus_dir}")
-    run "${interpreter}" "${script}" "${options[@]}" "${local_data_options[@]}"
-    mark_done
+    [[ -z "${corpus}" ]] || options+=(--corpus_dir "${corpus}")
+    then_run "${interpreter}" "${script}" "${options[@]}" "${local_data_options[@]}"
+    do_step
 }
 
 stage_2_format() {
-    local set parts options
+    local set table tables dropped
     for set in "${all_sets[@]}"; do
         [[ -s "${datadir}/${set}/wav.scp" ]] || need_stage 1 "${datadir}/${set}/wav.scp"
-        skip_if_done "${rawdir}/.done_${set}" redo "fs=${fs}" "audio_format=${audio_format}" \
-            "source=${datadir}/${set}" "input_corpus=$(sed -n 's/^input_corpus=//p' "${datadir}/.done_data" 2>/dev/null || true)" \
-            "input_data=$(checksum "${datadir}/${set}"/{wav,spk1}.scp "${datadir}/${set}"/wav_[0-9]*.scp)" && continue
-        parts="$(parts_of "${nj}" "${datadir}/${set}/wav.scp")"
-        options=("${datadir}/${set}" "${rawdir}/${set}" --fs "${fs}" --audio_format "${audio_format}")
-        run_parts "format ${set}" "format_${set}" "${parts}" data_cmd format_data "${options[@]}"
-        [[ ! -s "${rawdir}/${set}/dropped.tsv" ]] ||
-            warn "$(wc -l <"${rawdir}/${set}/dropped.tsv") utterances of ${set} are silent or empty and were left out:" \
-                "${rawdir}/${set}/dropped.tsv"
-        mark_done
+        tables=()
+        for table in "${datadir}/${set}"/{wav,spk1}.scp "${datadir}/${set}"/wav_[0-9]*.scp; do
+            tables+=("input_data@${table}")
+        done
+        step "${rawdir}/.done_${set}" redo "fs=${fs}" "audio_format=${audio_format}" "${tables[@]}" \
+            "input_corpus=$(sed -n 's/^input_corpus=//p' "${datadir}/.done_data" 2>/dev/null || true)"
+        then_run_parts data_cmd "format ${set}" "format_${set}" "$(parts_of "${nj}" "${datadir}/${set}/wav.scp")" \
+            format_data "${datadir}/${set}" "${rawdir}/${set}" --fs "${fs}" --audio_format "${audio_format}"
+        do_step
+        dropped="${rawdir}/${set}/dropped.tsv"
+        [[ ! -s "${dropped}" ]] ||
+            warn "$(wc -l <"${dropped}") utterances of ${set} are silent or empty and were left out: ${dropped}"
     done
 }
 
@@ -234,14 +233,13 @@ stage_3_statistics() {
     local set inputs=()
     for set in "${all_sets[@]}"; do
         [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
-        inputs+=("input_${set}=$(checksum "${rawdir}/.done_${set}")")
+        inputs+=("input_${set}@${rawdir}/.done_${set}")
     done
-    skip_if_done "${statsdir}/.done" redo "dumpdir=${dumpdir}" "input_sets=${all_sets[*]}" "${inputs[@]}" && return
-    module corpus_stats
-    run "${run_jobs[@]}" "${data_cmd[@]}" --name statistics "${logdir}/statistics.log" \
-        "${module_command[@]}" --dump_dir "${rawdir}" --sets "${all_sets[@]}" --out_dir "${statsdir}"
-    cat -- "${statsdir}/corpus_report.md"
-    mark_done
+    step "${statsdir}/.done" redo "input_sets=${all_sets[*]}" "${inputs[@]}"
+    then_run_job data_cmd statistics "${logdir}/statistics.log" "${python}" -m i2srf_kd.bin.corpus_stats \
+        --dump_dir "${rawdir}" --sets "${all_sets[@]}" --out_dir "${statsdir}"
+    then_run cat -- "${statsdir}/corpus_report.md"
+    do_step
 }
 
 # Set train_resources to the options of run_jobs that reserve what a training needs.
@@ -255,15 +253,14 @@ set_train_resources() {
     train_resources=(--nodes "${num_nodes}" --tasks "${train_tasks}" --gpu "${ngpu}" --num_threads "${num_threads}")
 }
 
-# Train into folder $1 with configuration $2: train_model FOLDER CONFIG [OPTION ...]
+# The step that trains into folder $1 with configuration $2: train_model FOLDER CONFIG [OPTION ...]
 # One process per GPU, started by ESPnet itself or by Slurm. GPUs and machines do not change what is recorded in the done
 # file.
 train_model() {
-    local output_dir="$1" config="$2" name command status=0
+    local output_dir="$1" config="$2" name command
     shift 2
     name="$(basename -- "${output_dir}")"
-    module train
-    command=("${module_command[@]}" --config "${config}" --output_dir "${output_dir}")
+    command=("${python}" -m i2srf_kd.bin.train --config "${config}" --output_dir "${output_dir}")
     command+=(--train_data_path_and_name_and_type "${rawdir}/${train_set}/wav.scp,speech_mix,sound")
     command+=(--train_data_path_and_name_and_type "${rawdir}/${train_set}/spk1.scp,speech_ref1,sound")
     command+=(--valid_data_path_and_name_and_type "${rawdir}/${valid_set}/wav.scp,speech_mix,sound")
@@ -280,6 +277,7 @@ train_model() {
         ((ngpu <= 1)) || command+=(--multiprocessing_distributed true)
     fi
     [[ "${force}" == false ]] || command+=(--overwrite true)
+    command+=("$@")
     if ((ngpu == 0)); then
         # Keep freed memory: giving it back and faulting it in again would take a third of a CPU training step.
         # Spin shortly only: threads that wait in a loop for one that lost its core stall the step several times over.
@@ -287,27 +285,20 @@ train_model() {
             GOMP_SPINCOUNT=10000 "${command[@]}")
     fi
     if [[ -n "${scratch}" ]]; then
-        module with_scratch
-        command=("${module_command[@]}" --scratch "${scratch}" --sets "${rawdir}/${train_set}" "${rawdir}/${valid_set}" \
-            -- "${command[@]}" "$@")
-        set --
+        command=("${python}" -m i2srf_kd.bin.with_scratch --scratch "${scratch}" \
+            --sets "${rawdir}/${train_set}" "${rawdir}/${valid_set}" -- "${command[@]}")
     fi
-    run "${run_jobs[@]}" "${train_cmd[@]}" --follow --name "${name}" "${train_resources[@]}" \
-        "${logdir}/train_${name}.log" "${command[@]}" "$@" || status=$?
-    if ((status == 75)); then
-        log "saved; run the same command again to continue$([[ "${force}" == false ]] ||
-            echo " (without --force, or what was finished before this training is made anew too)")"
-    fi
-    ((status == 0)) || exit "${status}"
+    then_run_job train_cmd "${name}" --follow "${train_resources[@]}" "${logdir}/train_${name}.log" "${command[@]}"
+    do_step
 }
 
-# What a training depends on beside its own options, as key=value words in the array training_inputs.
+# What a training depends on beside its own options, as settings of a step in the array training_inputs. Files count by
+# their content: folders may be moved.
 collect_training_inputs() {
     [[ -f "${statsdir}/.done" ]] || need_stage 3 "${statsdir}"
-    training_inputs=("train_set=${train_set}" "valid_set=${valid_set}" "dumpdir=${dumpdir}" "seed=${seed}")
+    training_inputs=("train_set=${train_set}" "valid_set=${valid_set}" "seed=${seed}" "train_args=${train_args}")
     # Not the statistics as a whole: a test set that is added later changes nothing for a training.
-    training_inputs+=("input_data=$(checksum "${rawdir}/.done_${train_set}" "${rawdir}/.done_${valid_set}")")
-    training_inputs+=("train_args=${train_args}")
+    training_inputs+=("input_data@${rawdir}/.done_${train_set}" "input_data@${rawdir}/.done_${valid_set}")
 }
 
 stage_4_teacher() {
@@ -318,40 +309,34 @@ stage_4_teacher() {
     fi
     need_file --teacher_config "${teacher_config}"
     collect_training_inputs
-    skip_if_done "${teacher_dir}/.done_train" keep "${training_inputs[@]}" "teacher_config=${teacher_config}" \
-        "teacher_config_contents=$(checksum "${teacher_config}")" "teacher_args=${teacher_args}" && return
+    step "${teacher_dir}/.done_train" keep "${training_inputs[@]}" "teacher_config_contents@${teacher_config}" \
+        "teacher_args=${teacher_args}"
     train_model "${teacher_dir}" "${teacher_config}" "${train_options[@]}" "${teacher_options[@]}"
-    mark_done
 }
 
 stage_5_student() {
-    local distillation=() imported=()
+    local distillation=()
     need_file --student_config "${student_config}"
     if [[ "${distill_config}" != none ]]; then
         need_file --distill_config "${distill_config}"
         need_teacher
     fi
     collect_training_inputs
-    training_inputs+=("student_config=${student_config}" "student_config_contents=$(checksum "${student_config}")")
-    training_inputs+=("student_args=${student_args}")
-    if [[ "${with_baseline}" == true ]] &&
-        ! skip_if_done "${expdir}/${baseline_tag}/.done_train" keep "${training_inputs[@]}"; then
+    training_inputs+=("student_config_contents@${student_config}" "student_args=${student_args}")
+    if [[ "${with_baseline}" == true ]]; then
+        step "${expdir}/${baseline_tag}/.done_train" keep "${training_inputs[@]}"
         train_model "${expdir}/${baseline_tag}" "${student_config}" "${train_options[@]}" "${student_options[@]}"
-        mark_done
     fi
-    training_inputs+=("distill_config=${distill_config}")
-    if [[ "${distill_config}" != none ]]; then
-        training_inputs+=("teacher_exp=${teacher_dir}" "distill_config_contents=$(checksum "${distill_config}")")
-        training_inputs+=("input_teacher=$(checksum "${teacher_dir}/.done_train" "${teacher_dir}/config.yaml")")
-        mapfile -t imported < <(imported_files "${distill_config}")
-        # Only where there are any: a student that was trained without needs no new record.
-        ((${#imported[@]} == 0)) || training_inputs+=("distill_import_contents=$(checksum "${imported[@]}")")
+    if [[ "${distill_config}" == none ]]; then
+        training_inputs+=("distill_config=none")
+    else
+        training_inputs+=("distill_config_contents@${distill_config}" "distill_import_contents@@${distill_config}")
+        training_inputs+=("input_teacher@${teacher_dir}/.done_train" "input_teacher@${teacher_dir}/config.yaml")
         distillation=(--distill_config "${distill_config}" --teacher_exp "${teacher_dir}")
     fi
-    skip_if_done "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}" && return
+    step "${expdir}/${student_tag}/.done_train" keep "${training_inputs[@]}"
     train_model "${expdir}/${student_tag}" "${student_config}" "${distillation[@]}" \
         "${train_options[@]}" "${student_options[@]}"
-    mark_done
 }
 
 need_teacher() {
@@ -362,20 +347,20 @@ need_teacher() {
     fi
 }
 
-# Enhance test set $2 with the model in folder $1, into folder $3.
-enhance_set() {
+# Add to the step: enhance test set $2 with the model in folder $1, into folder $3.
+then_enhance() {
     local model="$1" set="$2" out="$3" options=("${inference_options[@]}")
     [[ -z "${inference_model}" ]] || options+=(--model_file "${model}/${inference_model}")
-    run_parts "enhance ${set}, $(basename -- "${out}")" "enhance_$(basename -- "${out}")_${set}" \
-        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" decode_cmd enhance_set \
+    then_run_parts decode_cmd "enhance ${set}, $(basename -- "${out}")" "enhance_$(basename -- "${out}")_${set}" \
+        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" enhance_set \
         "${model}" "${rawdir}/${set}" "${out}/enhanced_${set}" "${options[@]}"
 }
 
-# Score the estimates in SCP $2 of test set $1, into folder $3.
-score_set() {
+# Add to the step: score the estimates in SCP $2 of test set $1, into folder $3.
+then_score() {
     local set="$1" scp="$2" out="$3"
-    run_parts "score ${set}, $(basename -- "${out}")" "score_$(basename -- "${out}")_${set}" \
-        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" score_cmd score \
+    then_run_parts score_cmd "score ${set}, $(basename -- "${out}")" "score_$(basename -- "${out}")_${set}" \
+        "$(parts_of "${inference_nj}" "${rawdir}/${set}/wav.scp")" score \
         "${rawdir}/${set}" "${scp}" "${out}/scored_${set}" "${score_options[@]}"
 }
 
@@ -393,12 +378,10 @@ stage_6_results() {
     for set in "${test_set_names[@]}"; do
         [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
         is_scored noisy || continue
-        if ! skip_if_done "${expdir}/noisy/.done_${set}" redo "score_args=${score_args}" \
-            "input_data=$(checksum "${rawdir}/.done_${set}")"; then
-            score_set "${set}" "${rawdir}/${set}/wav.scp" "${expdir}/noisy"
-            mark_done
-        fi
-        inputs+=("input_noisy_${set}=$(checksum "${expdir}/noisy/.done_${set}")")
+        step "${expdir}/noisy/.done_${set}" redo "score_args=${score_args}" "input_data@${rawdir}/.done_${set}"
+        then_score "${set}" "${rawdir}/${set}/wav.scp" "${expdir}/noisy"
+        do_step
+        inputs+=("input_noisy_${set}@${expdir}/noisy/.done_${set}")
     done
     for system in "${systems[@]}"; do
         name="${system%%=*}" model="${system#*=}"
@@ -410,32 +393,30 @@ stage_6_results() {
             [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
         fi
         for set in "${test_set_names[@]}"; do
-            if ! skip_if_done "${out}/.done_${set}" redo "inference_model=${inference_model}" \
-                "inference_args=${inference_args}" "score_args=${score_args}" "model=${model}" \
-                "input_model=$(checksum "${model}/.done_train" "${model}/config.yaml")" \
-                "input_data=$(checksum "${rawdir}/.done_${set}")"; then
-                enhance_set "${model}" "${set}" "${out}"
-                score_set "${set}" "${out}/enhanced_${set}/wav.scp" "${out}"
-                mark_done
-            fi
-            inputs+=("input_${name}_${set}=$(checksum "${out}/.done_${set}")")
+            step "${out}/.done_${set}" redo "inference_model=${inference_model}" "inference_args=${inference_args}" \
+                "score_args=${score_args}" "input_data@${rawdir}/.done_${set}" \
+                "input_model@${model}/.done_train" "input_model@${model}/config.yaml"
+            then_enhance "${model}" "${set}" "${out}"
+            then_score "${set}" "${out}/enhanced_${set}/wav.scp" "${out}"
+            do_step
+            inputs+=("input_${name}_${set}@${out}/.done_${set}")
         done
     done
     [[ -z "${score_systems}" ]] || return 0
     # Table and examples cost little: with other systems or another title they are made anew.
-    inputs+=("input_systems=${systems[*]}" "input_title=${results_title}" "input_note=${results_note}")
-    skip_if_done "${expdir}/.done_results" redo "${inputs[@]}" && return
+    step "${expdir}/.done_results" redo "${inputs[@]}" \
+        "input_systems=${systems[*]%%=*}" "input_title=${results_title}" "input_note=${results_note}"
     for set in "${test_set_names[@]}"; do
-        write_results "${set}"
+        then_write_results "${set}"
     done
-    mark_done
+    do_step
 }
 
 # Name of the table of test set $1.
 table_of() { ((${#test_set_names[@]} > 1)) && echo "RESULTS_$1.md" || echo RESULTS.md; }
 
-# Write the table and the examples of test set $1, for the systems that stage 6 found.
-write_results() {
+# Add to the step: write the table and the examples of test set $1, for the systems that stage 6 found.
+then_write_results() {
     local set="$1" title="${results_title:-$(basename -- "$(pwd)")}" system name out
     local rows=(--system "noisy=${expdir}/noisy/scored_${set}") shown=()
     for system in "${systems[@]}"; do
@@ -446,12 +427,10 @@ write_results() {
         [[ "${name}" != student ]] || rows+=(--baseline student)
     done
     [[ -z "${results_note}" ]] || rows+=(--note "${results_note}")
-    module examples
-    run "${run_jobs[@]}" "${score_cmd[@]}" --name examples "${logdir}/examples_${set}.log" \
-        "${module_command[@]}" "${rawdir}/${set}" -o "${expdir}/examples_${set}" "${shown[@]}"
-    module results
-    run "${run_jobs[@]}" "${score_cmd[@]}" --name results "${logdir}/results_${set}.log" \
-        "${module_command[@]}" "${rows[@]}" --title "${title}" --command "${invocation}" \
+    then_run_job score_cmd examples "${logdir}/examples_${set}.log" \
+        "${python}" -m i2srf_kd.bin.examples "${rawdir}/${set}" -o "${expdir}/examples_${set}" "${shown[@]}"
+    then_run_job score_cmd results "${logdir}/results_${set}.log" \
+        "${python}" -m i2srf_kd.bin.results "${rows[@]}" --title "${title}" --command "${invocation}" \
         --pictures "${expdir}/examples_${set}" --out "${expdir}/$(table_of "${set}")"
 }
 
@@ -459,12 +438,10 @@ stage_7_export() {
     local model="${expdir}/${student_tag}" options=()
     [[ -z "${inference_model}" ]] || options+=(--model_file "${inference_model}")
     [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
-    skip_if_done "${model}/.done_export" redo "inference_model=${inference_model}" \
-        "input_model=$(checksum "${model}/.done_train")" && return
-    module export
-    run "${run_jobs[@]}" "${score_cmd[@]}" --name export "${logdir}/export.log" \
-        "${module_command[@]}" "${model}" -o "${model}/export" "${options[@]}"
-    mark_done
+    step "${model}/.done_export" redo "inference_model=${inference_model}" "input_model@${model}/.done_train"
+    then_run_job score_cmd export "${logdir}/export.log" \
+        "${python}" -m i2srf_kd.bin.export "${model}" -o "${model}/export" "${options[@]}"
+    do_step
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -490,8 +467,7 @@ show_status() {
     if [[ "${with_baseline}" == true || -d "${expdir}/${baseline_tag}" ]]; then
         models+=(--baseline "${expdir}/${baseline_tag}")
     fi
-    module status
-    "${module_command[@]}" --recipe "$(basename -- "$(pwd)")" --datadir "${datadir}" --rawdir "${rawdir}" \
+    "${python}" -m i2srf_kd.bin.status --recipe "$(basename -- "$(pwd)")" --stages "${stages[@]#stage_?_}" --datadir "${datadir}" --rawdir "${rawdir}" \
         --expdir "${expdir}" --logdir "${logdir}" --sets "${all_sets[@]}" "${models[@]}"
 }
 
@@ -503,7 +479,7 @@ submit_stages() {
         stage_job_options "${number}"
         options+=(--backend slurm --name "${name#stage_?_}" --start_once --detach ${before:+--after "${before}"})
         export I2SRF_STAGE="stage${number}"
-        job="$("${run_jobs[@]}" "${options[@]}" "${logdir}/${name}.log" env I2SRF_STAGE_JOB=1 "${template}/enh_kd.sh" \
+        job="$("${python}" -m i2srf_kd.bin.run_jobs "${options[@]}" "${logdir}/${name}.log" env I2SRF_STAGE_JOB=1 "${template}/enh_kd.sh" \
             "${arguments[@]}" --submit false --cmd_backend local --python "${python}" --num_threads "${num_threads}" \
             "${machines[@]}" --stage "${number}" --stop_stage "${number}")" || {
             ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"
@@ -544,7 +520,6 @@ stage_job_options() {
 running_stage=""
 say_what_failed() {
     local status=$?
-    release_lock
     [[ -z "${running_stage}" || "${status}" == 0 || "${status}" == 75 ]] ||
         echo "error: ${running_stage} ended with exit code ${status}" >&2
 }
@@ -553,7 +528,9 @@ trap say_what_failed EXIT
 # Bash reads a script as it runs it; inside a function, an edit of this file does not reach a pipeline that is running.
 main() {
     local number name
-    local stages=(stage_1_data stage_2_format stage_3_statistics stage_4_teacher stage_5_student stage_6_results stage_7_export)
+    local stages
+    mapfile -t stages < <(compgen -A function | grep '^stage_[0-9]_')
+    export I2SRF_STAGES="${stages[*]#stage_?_}" # so that sections of conf/slurm.yaml for them are known
     if [[ "${status}" == true ]]; then
         show_status
         exit

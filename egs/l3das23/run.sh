@@ -30,6 +30,7 @@ expdir="$(pipeline_option expdir "${prefix}exp")"
 corpus_dir="$(pipeline_option corpus_dir "")"
 nj="$(pipeline_option nj "${default_nj}")"
 logdir="$(pipeline_option logdir "")"
+force=false # of the common table, which costs little
 
 # enter_python: set python to an interpreter that has the package.
 enter_python() {
@@ -70,9 +71,12 @@ write_common_table() {
             rows+=(--compare "student_kd_${label}-student_${label}")
     done
     rows+=(--compare student_kd_AB-student_kd_A --compare teacher_AB-teacher_A)
-    run "${python}" -m i2srf_kd.bin.results --title "$(pipeline_option results_title "${title}")" "${rows[@]}" \
+    step "${expdir}/.done_results" redo "input_title=${title}" "input_mics1@${expdir}/mics1/.done_results" \
+        "input_mics2@${expdir}/mics2/.done_results"
+    then_run "${python}" -m i2srf_kd.bin.results --title "$(pipeline_option results_title "${title}")" "${rows[@]}" \
         --note "A: the four channels of microphone A; AB: with those of B eight. noisy is channel W of A." \
         --note "${note}" --command "${RECIPE_COMMAND}" --out "${expdir}/RESULTS.md"
+    do_step
     cat -- "${expdir}/RESULTS.md"
 }
 
@@ -81,8 +85,6 @@ looks=false
 if [[ "$(pipeline_option status false)$(pipeline_option show_options false)" == *true* ]]; then
     looks=true
 fi
-
-is_newer() { [[ -f "$1" && ! "$2" -nt "$1" && ! "$3" -nt "$1" ]]; }
 
 if [[ -n "${speech_dir}" || ("${mini}" == true && -z "${corpus_dir}") ]]; then
     [[ -z "${corpus_dir}" ]] || fail "--corpus_dir and --speech_dir: give one of them"
@@ -118,11 +120,7 @@ for mics in ${num_mics}; do
 done
 
 if [[ "${num_mics}" == "1 2" && "${looks}" == false && "$(pipeline_option submit false)" == false && -f "${expdir}/mics1/.done_results" && -f "${expdir}/mics2/.done_results" ]]; then
-    if is_newer "${expdir}/RESULTS.md" "${expdir}/mics1/.done_results" "${expdir}/mics2/.done_results"; then
-        log "already finished, skipped: ${expdir}/RESULTS.md"
-    else
-        enter_python
-        write_common_table
-    fi
+    enter_python
+    write_common_table
     log "table of both: ${expdir}/RESULTS.md"
 fi

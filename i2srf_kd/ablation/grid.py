@@ -22,7 +22,6 @@ import copy
 import itertools
 import re
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -30,6 +29,8 @@ import yaml
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.fingerprints import sha256_of
+from i2srf_kd.system.user_modules import absolute_entries, module_files
 
 #: Options of the pipeline that the ablation sets itself, and why they cannot be given.
 RESERVED = {
@@ -82,8 +83,7 @@ class Cell:
 
     def _imported(self) -> Dict[str, str]:
         """Fingerprints of the files that the distillation imports: a method that is edited is another one."""
-        entries = [Path(entry) for entry in (self.distill or {}).get("import") or []]
-        return {str(path): sha256(path.read_bytes()).hexdigest() for path in entries if path.is_file()}
+        return {str(path): sha256_of(path) for path in module_files((self.distill or {}).get("import"))}
 
 
 @dataclass(frozen=True)
@@ -277,8 +277,6 @@ class _Reader:
             for key, value in overrides.items():
                 override(distill, str(key), value)
             if "import" in distill:  # the derived file lies in another folder
-                from i2srf_kd.distill.user_modules import absolute_entries
-
                 distill["import"] = absolute_entries(distill["import"], [folder, Path.cwd()])
             if self.check:
                 self.check(distill)

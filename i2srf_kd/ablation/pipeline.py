@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Dict, List, Mapping, Sequence
 
-from i2srf_kd.jobs.call import call
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.processes import call
 
 
 def option_words(options: Mapping[str, str]) -> List[str]:

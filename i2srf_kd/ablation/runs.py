@@ -5,8 +5,6 @@ exp/ablation/<grid>/<cell>/distill.yaml      its distillation file, derived
 exp/ablation/<grid>/<cell>/seed<k>/          experiment folder, with scored_<set>, enhanced_<set>, logs/, state.json
 """
 
-import fcntl
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -17,10 +15,11 @@ import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.pipeline import Pipeline, last_lines, parse_option_words
-from i2srf_kd.jobs.call import call
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
-from i2srf_kd.system.locks import held, wait_for
+from i2srf_kd.system.fingerprints import fingerprint_of_text
+from i2srf_kd.system.locks import held, holder_of, wait_for
+from i2srf_kd.system.processes import call
 
 EXIT_REFUSED = 2
 EXIT_RUN_AGAIN = 75
@@ -180,7 +179,7 @@ def inputs_of(run: Run, pipeline: Pipeline, expdir: str, files: Sequence[Path]) 
     kept = {name: value for name, value in options.items() if name not in _NO_INPUTS}
     contents = [path.read_text(encoding="utf-8") if path.is_file() else None for path in files]
     text = json.dumps([kept, _definition(run.cell), contents], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprint_of_text(text)
 
 
 def write_plan(runs: Sequence[Tuple[Run, str]], pipeline: Pipeline, expdir: str, path: Path) -> None:
@@ -229,15 +228,5 @@ def carry_out(plan: Path, number: int) -> int:
 
 def _trainer_of(folder: Path) -> str:
     """Who trains in the folder (see :func:`i2srf_kd.training.run_guard.lock_experiment`); empty when nobody does."""
-    path = folder / ".lock"
-    if not path.exists():
-        return ""
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            return f"the training {file.read().strip()}"
-        except OSError:
-            return ""  # a file system without locks
-    return ""
+    holder = holder_of(folder / ".lock")
+    return holder and f"the training {holder}"

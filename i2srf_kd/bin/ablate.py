@@ -30,10 +30,10 @@ from i2srf_kd.ablation.runs import (
     write_cells,
     write_plan,
 )
-from i2srf_kd.jobs.call import call
 from i2srf_kd.jobs.local import visible_gpus
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.locks import held
+from i2srf_kd.system.processes import call
 
 _LOCK_SECONDS = 60.0
 

@@ -23,10 +23,10 @@ from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.distill import method_class, method_names
 from i2srf_kd.distill.catalogue import StudentAndTeacher, describe
-from i2srf_kd.distill.user_modules import absolute_entries, import_modules
 from i2srf_kd.inference.experiment import Experiment
 from i2srf_kd.nets import DPDCRN, PRESETS, build_dpdcrn
 from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.user_modules import absolute_entries, import_modules
 
 FS = 16000
 Row = Dict[str, Any]

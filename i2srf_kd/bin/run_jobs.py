@@ -6,12 +6,13 @@ Exit code 0 when all succeeded, else that of the first that failed; 75 means "sa
 """
 
 import argparse
+import os
 import sys
 from typing import List, Optional, Sequence
 
 from i2srf_kd.jobs import BACKENDS, JobArray, JobResult, Resources, get_backend
 from i2srf_kd.jobs.array import final_code, parse_range
-from i2srf_kd.jobs.finished import Finished
+from i2srf_kd.jobs.finished import RESUME_KEY, Finished
 from i2srf_kd.jobs.registry import Backend
 from i2srf_kd.jobs.report import say
 from i2srf_kd.system.errors import UserError, run_command
@@ -40,7 +41,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume_key",
         metavar="TEXT",
-        help="do not run elements again that succeeded with the same command and TEXT, which stands for what they read",
+        default=os.environ.get(RESUME_KEY),
+        help="do not run elements again that succeeded with the same command and TEXT, which stands for what they read "
+        f"(default: {RESUME_KEY} in the environment)",
     )
     parser.add_argument("--after", metavar="ID", help="start when the queued job ID has succeeded (Slurm)")
     parser.add_argument("--detach", action="store_true", help="submit, print the job's id and do not wait (Slurm)")

@@ -20,8 +20,8 @@ from typing import Iterator, List, Optional, Sequence, Set, Tuple
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.jobs.array import EXIT_RUN_AGAIN
-from i2srf_kd.jobs.call import FORWARDED, call
 from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.processes import FORWARDED, call
 from i2srf_kd.system.scratch import VARIABLE, scratch_copy
 
 

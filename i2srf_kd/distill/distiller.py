@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from i2srf_kd.distill.matching import match_sides
-from i2srf_kd.distill.method import Layout, Side, build_method, method_names
-from i2srf_kd.distill.user_modules import import_modules, registered_by
+from i2srf_kd.distill.method import Layout, Side, build_method, method_names, registered_by
+from i2srf_kd.system.user_modules import import_modules
 
 _KEYS = ("method", "method_conf", "weight", "kd_only_steps", "ramp_steps", "student_taps", "teacher_taps", "import")
 

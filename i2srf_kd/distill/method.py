@@ -13,6 +13,7 @@ reads, is its own business. Weights and schedules are applied outside, the same 
 
 import inspect
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from torch import Tensor, nn
@@ -101,6 +102,12 @@ def register_method(name: str) -> Callable[[Method], Method]:
 def method_names() -> List[str]:
     """Names of all registered methods."""
     return sorted(_METHODS)
+
+
+def registered_by(module: ModuleType) -> List[str]:
+    """Names of the methods that a module, or one inside it, registers."""
+    inside = module.__name__ + "."
+    return [name for name in method_names() if (method_class(name).__module__ + ".").startswith(inside)]
 
 
 def method_class(name: str) -> Type[DistillMethod]:

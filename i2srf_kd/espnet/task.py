@@ -30,7 +30,6 @@ from espnet2.torch_utils.initialize import initialize
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
-from i2srf_kd.distill.user_modules import absolute_entries
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.registry import register_all
@@ -38,6 +37,7 @@ from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.inference.experiment import Experiment, stated_rate
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.user_modules import absolute_entries
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 from i2srf_kd.training.run_guard import guard_experiment, is_first_process
 from i2srf_kd.training.speed import SpeedOptions, compile_regions, parse_speed, speed_up_model, speed_up_network

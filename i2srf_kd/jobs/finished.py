@@ -7,6 +7,9 @@ from typing import List, Optional, Sequence, Set
 from i2srf_kd.jobs.array import JobArray, JobResult, quote, without_job
 from i2srf_kd.system.files import write_text
 
+#: In the environment: stands for what the elements of an array read.
+RESUME_KEY = "I2SRF_RESUME_KEY"
+
 
 class Finished:
     """Remembers elements beside their logs, in ``<log>.finished``, until all of them succeeded.

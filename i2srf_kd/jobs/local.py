@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Deque, Dict, List, Optional
 
 from i2srf_kd.jobs.array import JobArray, JobResult, quote
-from i2srf_kd.jobs.parent import end_with_parent
 from i2srf_kd.jobs.ranks import step_command
 from i2srf_kd.jobs.report import Report, footer, header, last_lines, say
 from i2srf_kd.system.errors import FULL, UserError, disk_full
+from i2srf_kd.system.processes import end_with_parent
 
 _POLL_SECONDS = 0.02
 _LEFTOVER_SECONDS = 5.0  # between SIGTERM and SIGKILL for what an element left behind

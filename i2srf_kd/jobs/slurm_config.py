@@ -28,9 +28,10 @@ VARIABLE = "I2SRF_SLURM_CONFIG"
 TRAINING = "train"
 #: Names of the models that the pipeline trains, one a line: each is the name of a job.
 MODELS = "I2SRF_MODELS"
+#: Names of the pipeline's stages, separated by blanks: with ``--submit`` each is the name of a job.
+STAGES = "I2SRF_STAGES"
 
 _KINDS = ("data", TRAINING, "decode", "score")
-_STAGES = ("data", "format", "statistics", "teacher", "student", "results", "export")  # jobs of --submit
 _JOBS = ("statistics", "teacher", "student", "student_kd", "examples", "results", "export")
 _NAMED_JOBS = re.compile(r"(format|enhance|score|ablation) .+")  # after a set, or a grid
 
@@ -96,7 +97,8 @@ def _warn_of_others(sections: Dict[str, Any], array: JobArray) -> None:
     """Name the sections that no job reads, such as misspelt ones."""
     if array.after is not None:
         return  # said with the first of these jobs
-    jobs = _STAGES if array.detach else (*_JOBS, *os.environ.get(MODELS, "").splitlines())
+    detached, waited_for = os.environ.get(STAGES, "").split(), [*_JOBS, *os.environ.get(MODELS, "").splitlines()]
+    jobs = detached if array.detach else waited_for
     for section, content in sections.items():
         name = str(section)
         known = name in ("default", *_KINDS, *jobs, array.kind, array.name) or _NAMED_JOBS.fullmatch(name)

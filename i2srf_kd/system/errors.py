@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Optional, Sequence, Tuple, Union
 #: Numbers of the operating system's errors for want of space.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _EXIT_INTERRUPTED = 130  # as of a program that SIGINT ended
 
 
@@ -45,7 +45,8 @@ def disk_full(path: Union[str, "os.PathLike[str]"], reason: Optional[str] = None
 def run_command(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
     """Run a command's ``main``.
 
-    An error of the user or a full disk becomes one line and exit code 2, Ctrl-C one line and 130.
+    An error of the user, a full disk or a file that may not be used becomes one line and exit code 2, Ctrl-C one line
+    and 130.
     """
     code, message = _outcome(main)
     if message:
@@ -69,9 +70,11 @@ def _outcome(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Tuple[
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED, "interrupted"
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            return 2, f"error: {disk_full(error.filename or _output_file() or 'a file', error.strerror)}"
+        if error.errno not in _FORBIDDEN or error.filename is None:
             raise
-        return 2, f"error: {disk_full(error.filename or _output_file() or 'a file', error.strerror)}"
+        return 2, f"error: {error.filename}: {error.strerror}; mend that and run the same command again"
 
 
 @contextmanager

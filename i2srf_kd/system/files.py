@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-from i2srf_kd.system.errors import FULL, disk_full
+from i2srf_kd.system.errors import FULL, disk_full, writing
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -26,9 +26,11 @@ def atomic_path(path: PathLike, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         DiskFull: there is no space left, or a quota is used up.
+        UserError: the folder cannot be made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         yield temporary

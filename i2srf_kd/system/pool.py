@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Tuple, TypeVar
 
-from i2srf_kd.jobs.parent import end_with_parent
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.processes import end_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -34,6 +34,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def status(capsys: Any) -> Dict[str, str]:
     """State and details by the second column."""
     words = "--recipe corpus --datadir data --rawdir raw --expdir exp --logdir exp/logs --teacher exp/teacher"
+    words += " --stages data format statistics teacher student results export"
     assert main([*words.split(), "--student", "exp/student_kd", "--sets", "train", "valid"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     return {what: rest for _, what, rest in lines}

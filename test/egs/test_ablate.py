@@ -28,7 +28,7 @@ from pathlib import Path
 
 args = sys.argv[1:]
 name = args[1].rpartition(".")[2] if args[0] == "-m" else Path(args[0]).name
-if name in ("ablate", "ablate_run"):
+if name in ("ablate", "ablate_run", "step"):
     os.execv("{python}", ["{python}", *args])
 if name == "run_jobs":
     options = [] if "slurm" in args else ["-S"]  # Slurm's settings are in YAML

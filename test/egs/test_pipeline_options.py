@@ -14,14 +14,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Plays `python`: runs run_jobs for real and pretends the rest.
+# Plays `python`: runs run_jobs and step for real and pretends the rest.
 STUB = r"""#!{python} -S
 import json, os, signal, sys, time
 from pathlib import Path
 
 args = sys.argv[1:]
-if args[:2] == ["-m", "i2srf_kd.bin.run_jobs"]:
-    os.execv("{python}", ["{python}", "-S", *args])
+if args[:2] in (["-m", "i2srf_kd.bin.run_jobs"], ["-m", "i2srf_kd.bin.step"]):
+    site = ["-S"] if "run_jobs" in args[1] else []  # distillation files are in YAML
+    os.execv("{python}", ["{python}", *site, *args])
 name = args[1].rpartition(".")[2] if args[0] == "-m" else Path(args[0]).name
 rest = args[2:] if args[0] == "-m" else args[1:]
 if name == "with_scratch":

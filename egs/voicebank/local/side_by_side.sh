@@ -11,7 +11,7 @@ bench_utterances=4       # utterances of the test set that are timed
 bench_repeats=5          # turns that are timed
 # end options
 
-# shellcheck disable=SC2034,SC2154  # options are read by name; stage_tools.sh sets done_file
+# shellcheck disable=SC2034,SC2154  # options are read by name
 # shellcheck source=egs/TEMPLATE/recipe.sh
 . "$(dirname -- "$0")/../../TEMPLATE/recipe.sh"
 take_options "$@"
@@ -58,12 +58,11 @@ measure_costs() {
     for name in ${cost_only}; do models+=("${name}=conf/side_by_side/${name}.yaml"); done
     ((${#models[@]} > 0)) || return 0
     for name in ${systems} ${cost_only}; do configs+=("conf/side_by_side/${name}.yaml"); done
-    skip_if_done "${expdir}/.done_cost" redo "input_models=${models[*]}" "input_configs=$(checksum "${configs[@]}")" \
-        "input_data=$(checksum "${rawdir}/.done_${set}")" "input_bench=${bench_utterances} ${bench_repeats}" && return
-    log "measuring the cost of ${#models[@]} networks"
-    run "${python}" "${repo}/tools/bench" models "${models[@]}" --data_dir "${rawdir}/${set}" \
+    step "${expdir}/.done_cost" redo "input_models=${models[*]}" "${configs[@]/#/input_configs@}" \
+        "input_data@${rawdir}/.done_${set}" "input_bench=${bench_utterances} ${bench_repeats}"
+    then_run "${python}" "${repo}/tools/bench" models "${models[@]}" --data_dir "${rawdir}/${set}" \
         --utterances "${bench_utterances}" --repeats "${bench_repeats}" --json "${expdir}/cost.json"
-    mark_done
+    do_step
 }
 
 write_table() {

@@ -7,7 +7,8 @@ import pytest
 
 from i2srf_kd.distill import LayerShape, method_class
 from i2srf_kd.distill.distiller import Distiller
-from i2srf_kd.distill.user_modules import absolute_entries, import_modules, module_entries, registered_by
+from i2srf_kd.distill.method import registered_by
+from i2srf_kd.system.user_modules import absolute_entries, import_modules, imported_files, module_entries, module_files
 
 METHOD = """
 import torch
@@ -58,6 +59,19 @@ def test_a_package_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     config = {"import": "user_package", "method": "user_inner"}
     assert Distiller(config, LAYOUT, LAYOUT).names == ["user_inner"]
     assert registered_by(sys.modules["user_package"]) == ["user_inner"]
+
+
+def test_files_of_modules_are_found_without_importing_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("own.py", "some_package/__init__.py", "some_package/inner/__init__.py", "some_package/inner/deep.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise RuntimeError\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "some_package"
+    assert module_files("some_package.inner.deep") == [package / "inner/deep.py"]
+    assert module_files("some_package.inner") == [package / "inner/__init__.py", package / "inner/deep.py"]
+    assert module_files(["json", "no_such.module", "some_package.none", str(tmp_path / "gone.py")]) == []
+    (tmp_path / "kd.yaml").write_text("distill:\n  import: [own.py, some_package.inner.deep]\n")
+    assert imported_files(tmp_path / "kd.yaml") == [tmp_path / "own.py", package / "inner/deep.py"]
 
 
 def test_a_method_of_the_package_is_not_replaced(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     import: my_package.my_method            # anything that Python can import
     import: [my_method.py, ../others.py]    # files, relative to the configuration's folder
 
-They are imported in every process that trains; a trained model works without them.
+They are imported in every process that trains; a trained model works without them. :func:`module_files` tells which
+files they are without importing them, so that an edited method is noticed as another one.
 """
 
 import importlib
@@ -11,11 +12,12 @@ import importlib.util
 import sys
 import traceback
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any, List, Sequence, Union
+from typing import Any, Iterable, List, Optional, Sequence, Union
 
-from i2srf_kd.distill.method import method_class, method_names
+from i2srf_kd.system.errors import UserError
 
 PathLike = Union[str, Path]
 
@@ -61,10 +63,52 @@ def import_modules(value: Any) -> List[ModuleType]:
     return [_import_file(Path(e)) if is_file_entry(e) else _import_name(e) for e in module_entries(value)]
 
 
-def registered_by(module: ModuleType) -> List[str]:
-    """Names of the methods that a module, or one inside it, registers."""
-    inside = module.__name__ + "."
-    return [name for name in method_names() if (method_class(name).__module__ + ".").startswith(inside)]
+def module_files(value: Any) -> List[Path]:
+    """The source files of what ``import`` names: of a package all of them. Nothing is imported.
+
+    Files that do not exist and modules that cannot be found are left out (:func:`import_modules` names them), and so
+    is Python's own library.
+    """
+    files: List[Path] = []
+    for entry in module_entries(value):
+        if is_file_entry(entry):
+            files.append(Path(entry))
+        elif entry.partition(".")[0] not in sys.stdlib_module_names:
+            files.extend(_files_of(entry))
+    return [path for path in files if path.is_file()]
+
+
+def imported_files(config: PathLike) -> List[Path]:
+    """:func:`module_files` of a distillation file, whose own entries are looked for beside it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import yaml  # here: what only runs commands starts without it
+
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {config}: {error}") from None
+    section = content.get("distill", content) if isinstance(content, dict) else {}
+    folder = Path(config).parent
+    entries = module_entries(section.get("import")) if isinstance(section, dict) else []
+    return module_files([str(folder / entry) if is_file_entry(entry) else entry for entry in entries])
+
+
+def _files_of(name: str) -> Iterable[Path]:
+    """Files of a dotted name, found as Python finds them."""
+    path: Optional[Sequence[str]] = None
+    spec = None
+    words = name.split(".")
+    for count in range(1, len(words) + 1):
+        spec = PathFinder.find_spec(".".join(words[:count]), path)
+        if spec is None:
+            return []
+        path = spec.submodule_search_locations
+    if path is not None:
+        return sorted(file for folder in path for file in Path(folder).rglob("*.py"))
+    return [Path(spec.origin)] if spec and spec.origin else []
 
 
 def _import_name(name: str) -> ModuleType:
