@@ -59,14 +59,20 @@ def read_log(path: PathLike) -> List[Dict[str, Any]]:
 
 
 def read_audio_paths(scp: Optional[Path]) -> Table:
-    """A table of audio files; relative ones are relative to this process's folder or one that the table lies in."""
+    """A table of audio files, which are looked for where it says and around it, because folders are moved and copied.
+
+    Relative ones are relative to this process's folder or one that the table lies in. A file that is not there may lie
+    below the table, under the last folders of its path.
+    """
     if scp is None or not scp.is_file():
         return {}
     return {utt: str(_existing(Path(path), scp)) for utt, path in read_table(scp).items()}
 
 
 def _existing(path: Path, scp: Path) -> Path:
-    file = file_of(path)
-    if path.is_absolute() or Path(file).exists():
-        return path
-    return next((folder / path for folder in scp.absolute().parents if (folder / file).exists()), path)
+    def is_there(place: Path) -> bool:
+        return Path(file_of(place)).exists()
+
+    below = (scp.parent.joinpath(*path.parts[start:]) for start in range(1, len(path.parts)))
+    around = (folder / path for folder in scp.absolute().parents)
+    return next((place for place in (path, *around, *below) if is_there(place)), path)

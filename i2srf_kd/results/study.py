@@ -5,6 +5,7 @@ layout). Experiment folders are put into the same form: each is a system, those 
 seeds of one.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from i2srf_kd.inference.experiment import CONFIG
 from i2srf_kd.metrics.names import METRICS
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import (
@@ -174,17 +176,17 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
     Raises:
         UserError: there is no experiment, or two share a name.
     """
-    folders = [folder for path in paths for folder in _experiments_in(path)]
+    folders = _distinct(folder for path in paths for folder in _experiments_in(path))
     found = {name for folder in folders for name in _sets_scored(folder)}
     chosen = _choose(found, test_set, ", ".join(map(str, paths))) if found or test_set else ""
-    runs = {folder: _run_of(folder, chosen) for folder in folders}
-    teacher = next((t for t in (_teacher_of(run) for run in runs.values()) if t is not None), None)
-    if teacher is not None and all(folder.resolve() != teacher.resolve() for folder in runs):
-        runs[teacher] = _run_of(teacher, chosen)
-    groups: Dict[str, List[Tuple[Path, Run]]] = {}
-    for folder, run in runs.items():
-        is_teacher = teacher is not None and folder.resolve() == teacher.resolve()
-        groups.setdefault(TEACHER if is_teacher else _system_name(folder), []).append((folder, run))
+    runs = [_run_of(folder, chosen) for folder in folders]
+    teacher = next((t for t in (_teacher_of(run, folders) for run in runs) if t is not None), None)
+    if teacher is not None and teacher not in folders:
+        runs.append(_run_of(teacher, chosen))
+    groups: Dict[str, List[Run]] = {}
+    for run in runs:
+        assert run.experiment is not None
+        groups.setdefault(TEACHER if run.experiment == teacher else _system_name(run.experiment), []).append(run)
     systems = [_system(name, group) for name, group in groups.items()]
     noisy = folders[0].parent / MIXTURE / f"scored_{chosen}"
     systems.append(System(MIXTURE, [Run(scored=noisy)] if noisy.is_dir() else []))
@@ -194,7 +196,7 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
     plain = [system for system in systems if system.name not in order and not system.distilled]
     baseline = plain[0] if plain else None
     _score(systems, baseline)
-    data_dir = _data_dir(runs.values(), chosen)
+    data_dir = _data_dir(runs, chosen)
     table = _pipeline_results(folders[0].parent, chosen)
     return Study(
         title or table.get("title") or (paths[0].resolve().name if len(paths) == 1 else "Experiments"),
@@ -241,18 +243,43 @@ def _system_name(folder: Path) -> str:
     return re.sub(r"_seed\d+$", "", folder.resolve().name)
 
 
-def _system(name: str, group: Sequence[Tuple[Path, Run]]) -> System:
-    folders = [folder for folder, _ in group]
+def _system(name: str, runs: List[Run]) -> System:
+    folders = [run.experiment for run in runs if run.experiment is not None]
     if len({folder.name for folder in folders}) < len(folders):
         raise UserError(f"{', '.join(map(str, folders))}: several experiments of one name; report on them one by one")
-    runs = [run for _, run in group]
     return System(name, runs, distilled=bool(runs[0].config.get("distill")), complexity=runs[0].complexity)
 
 
-def _teacher_of(run: Run) -> Optional[Path]:
-    """Folder of the teacher that a student learned from, if it is still there."""
-    config = run.config.get("teacher_config")
-    return _located(Path(config).parent, run) if config else None
+def _content(folder: Path) -> Tuple[bytes, ...]:
+    """What tells a training from others wherever its folder lies: its options, and its log with all its times."""
+    files = (folder / CONFIG, folder / METRICS_LOG)
+    return tuple(file.read_bytes() if file.is_file() else b"" for file in files)
+
+
+def _distinct(folders: Iterable[Path]) -> List[Path]:
+    """The folders without copies of one another."""
+    by_content: Dict[Tuple[bytes, ...], Path] = {}
+    for folder in folders:
+        by_content.setdefault(_content(folder), folder)
+    return list(by_content.values())
+
+
+def _teacher_of(run: Run, folders: Sequence[Path]) -> Optional[Path]:
+    """Folder of the teacher that a student learned from, if it is still there, or was moved or copied with the student.
+
+    A copy among ``folders`` stands for the one that the student's options name.
+    """
+    config, output_dir = run.config.get("teacher_config"), run.config.get("output_dir")
+    if not config:
+        return None
+    recorded = Path(config).parent
+    teacher = _located(recorded, run)
+    if teacher is None and output_dir and run.experiment is not None:
+        moved = run.experiment / os.path.relpath(recorded, output_dir)
+        teacher = moved.resolve() if moved.is_dir() else None
+    if teacher is None:
+        return None
+    return next((folder for folder in folders if _content(folder) == _content(teacher)), teacher)
 
 
 def _located(path: Path, run: Run) -> Optional[Path]:

@@ -27,7 +27,13 @@ def write_training(folder: Path, quality: float, seed: int = 0, distill: Optiona
     random = np.random.default_rng([seed, len(folder.name)])
     folder.mkdir(parents=True)
     criterion = {"name": "compressed_spectrum", "wrapper": "fixed_order"}
-    config = {"separator": "dpdcrn", "seed": seed, "criterions": [criterion], "distill": distill or {}}
+    config = {
+        "output_dir": str(folder),
+        "separator": "dpdcrn",
+        "seed": seed,
+        "criterions": [criterion],
+        "distill": distill or {},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     start = {"command": f"train --seed {seed} --name '<{folder.name}>'", "working_directory": "/somewhere"}
     start.update(cpu="A processor", gpus=[], git_hash="0123456789abcdef", versions={"torch": "2.11.0"})

@@ -1,6 +1,7 @@
 """What a report reads: ablations, experiments, and what is missing from either."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Dict, Sequence
 
@@ -69,6 +70,18 @@ def test_a_student_alone_brings_teacher_and_mixtures(experiments: Path) -> None:
     study = read_study([experiments / "student_kd"])
     assert [system.name for system in study.systems] == ["noisy", "teacher", "student_kd"]
     assert study.baseline is None
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_experiments_that_were_copied_or_moved_bring_their_own_teacher(tmp_path: Path, keep: bool) -> None:
+    synthetic.write_experiments(tmp_path / "exp", synthetic.write_data(tmp_path / "data" / "test"))
+    there = tmp_path / "elsewhere" / "exp"
+    (shutil.copytree if keep else shutil.move)(tmp_path / "exp", there)
+    for paths in ([there], [there / "student", there / "student_kd"], *([[there, tmp_path / "exp"]] * keep)):
+        study = read_study(paths)
+        assert [system.name for system in study.systems] == ["noisy", "teacher", "student", "student_kd"]
+        assert [len(system.runs) for system in study.systems] == [1, 1, 1, 1]
+        assert all(Path(file).is_file() for system in study.systems for file in system.runs[0].audio().values())
 
 
 def test_folders_of_seeds_are_one_system(tmp_path: Path) -> None:
