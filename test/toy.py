@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 import torch
 import torch._dynamo  # an optimiser imports it at its first step, for 3 s: once here instead of in every child
+import yaml
 from espnet2.tasks.enh import EnhancementTask
 
 from i2srf_kd.data.chunk_loader import ChunkLoaders
@@ -90,6 +91,17 @@ def command(data: Path, output_dir: Path, *more: str, separator: str = SEPARATOR
     return [*options, "--best_model_criterion", "valid,loss,min", *sets, *more]
 
 
+def dpdcrn_command(data: Path, output_dir: Path, channels: int, *more: str) -> List[str]:
+    """Options of a DPDCRN on chunks of 800 samples, for the task of this project."""
+    network = f"--separator dpdcrn --separator_conf channels={channels} --separator_conf heads=2"
+    # A high floor: near an empty bin the gradient is so steep that rounding errors grow within a few steps.
+    criterion = {"name": "compressed_spectrum", "conf": {"floor": 1e-2}, "wrapper": "fixed_order", "wrapper_conf": {}}
+    config = output_dir.parent / f"{output_dir.name}_criterion.yaml"
+    config.write_text(yaml.safe_dump({"criterions": [criterion]}))
+    fixed = ("--config", str(config), "--chunk_length", "800", "--optim", "sgd", "--optim_conf", "lr=0.1")
+    return command(data, output_dir, *fixed, *more, separator=network)
+
+
 def train(arguments: Sequence[str], task: Any = ToyTask) -> None:
     """Run ESPnet's main in this process."""
     torch.set_num_threads(1)
@@ -163,9 +175,11 @@ def kill_self(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(arguments: Sequence[str], prepare: Any = None, timeout: float = 120.0, environment: Any = None) -> int:
+def in_child(
+    arguments: Sequence[str], prepare: Any = None, timeout: float = 240.0, environment: Any = None, task: Any = ToyTask
+) -> int:
     """Train in a forked process (ESPnet is imported already) and return its exit code; ``-9`` means killed."""
-    process = start_child(arguments, prepare, environment)
+    process = start_child(arguments, prepare, environment, task)
     process.join(timeout)
     if process.is_alive():
         process.kill()

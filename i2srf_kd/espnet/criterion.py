@@ -15,7 +15,7 @@ from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.nets.stft import STFT
 from i2srf_kd.system.errors import UserError
 
-# Where the model leaves both networks' sides for the wrapper.
+# Where the distillation finds both networks' sides.
 STUDENT_KEY, TEACHER_KEY = "distill_student", "distill_teacher"
 
 
@@ -92,9 +92,10 @@ class CompressedSpectrumTDCriterion(TimeDomainLoss):
 
 
 class DistillCriterion(TimeDomainLoss):
-    """Distillation as a criterion: it reads what the model left in ``others``, not the signals.
+    """Distillation as a criterion: it compares what both networks did, and the clean waveform where a method needs it.
 
-    It is a time-domain loss in name only, because ESPnet hands criteria of other kinds nothing.
+    :class:`~i2srf_kd.espnet.model.DistillEnhancementModel` calls it by itself. In the loop over criteria of another
+    ESPnet model it is one on waveforms, since ESPnet hands criteria of no other kind the reference.
 
     Args:
         config: the ``distill`` section (see :mod:`i2srf_kd.distill.distiller`).
@@ -108,12 +109,12 @@ class DistillCriterion(TimeDomainLoss):
     def forward(  # type: ignore[override]
         self, ref: Optional[Tensor], inf: Mapping[str, Side]
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Loss and its terms from both sides and the clean waveform."""
+        """Loss and its terms; ``inf`` holds both sides, ``ref`` is the clean waveform."""
         return self.distiller(inf[STUDENT_KEY], inf[TEACHER_KEY], ref)
 
 
 class DistillWrapper(AbsLossWrapper):
-    """Hands the features in ``others`` to the distillation criterion and logs each of its terms."""
+    """Hands the sides in ``others`` to the distillation criterion and logs each of its terms."""
 
     def __init__(self, criterion: AbsEnhLoss, weight: float = 1.0):
         super().__init__()

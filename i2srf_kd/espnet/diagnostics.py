@@ -19,7 +19,7 @@ import argparse
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Hashable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -145,7 +145,8 @@ class DistillMonitor:
             self.model.train()
             step, weights = self.step, self.model.distiller.phase()
             with self.autocast():
-                task, kd = split_loss(self.model, batch)
+                task, kd, _, _ = self.model.losses(**batch)
+                task = task.sum()
             norms, cosine = compare_gradients(self.model, task, kd)
             return {
                 "step": step,
@@ -169,30 +170,6 @@ class DistillMonitor:
             batch.pop(NUM_SAMPLES)
             self.batch = batch
         return {name: value.to(self.device) for name, value in self.batch.items()}
-
-
-def split_loss(model: DistillEnhancementModel, batch: Mapping[str, Tensor]) -> Tuple[Tensor, Tensor]:
-    """Task loss with the weights of its criteria, and the distillation's loss, of one forward pass.
-
-    The weights that the schedule gives to both are left out.
-    """
-    losses: Dict[int, Tensor] = {}
-    wrappers: Sequence[Any] = model.loss_wrappers
-    hooks = [
-        wrapper.register_forward_hook(lambda module, args, output: losses.update({id(module): output[0].mean()}))
-        for wrapper in wrappers
-    ]
-    try:
-        model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    task = [
-        weight * losses[id(wrapper)]
-        for weight, wrapper in zip(model.task_weights, wrappers[:-1], strict=True)
-        if id(wrapper) in losses  # a criterion may be for validation only
-    ]
-    return torch.stack(task).sum(), losses[id(wrappers[-1])]
 
 
 def compare_gradients(model: torch.nn.Module, task: Tensor, kd: Tensor) -> Tuple[Tuple[float, float], Optional[float]]:

@@ -3,20 +3,15 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from i2srf_kd.audio.normalize import mixture_level, pad_to_hops
 from i2srf_kd.system.errors import UserError
-
-SILENT_STD = 1e-8  # a silent mixture is not divided by zero
 
 
 @torch.no_grad()
 def enhance_waveform(model: Any, speech: Tensor) -> Tensor:
     """Enhance with an ``ESPnetEnhancementModel`` in evaluation mode, levels as the model's options say.
-
-    The mixture is padded to whole hops: past the centre of the last frame, the inverse STFT divides by a window that
-    is almost zero, which shows as a spike at the end of an utterance.
 
     Args:
         model: the model.
@@ -29,15 +24,11 @@ def enhance_waveform(model: Any, speech: Tensor) -> Tensor:
         UserError: the model estimates no waveform.
     """
     samples = speech.shape[1]
-    hop = getattr(getattr(model, "encoder", None), "hop_length", None) or 1
-    padding = (0, -samples % hop) if speech.dim() == 2 else (0, 0, 0, -samples % hop)
-    scale = speech.new_ones(())
-    if getattr(model, "normalize_variance_per_ch", False):
-        scale = speech.std(dim=1, keepdim=True)
-    elif getattr(model, "normalize_variance", False):
-        scale = speech.std(dim=tuple(range(1, speech.dim())), keepdim=True)
-    scale = scale.clamp_min(SILENT_STD)
-    padded = F.pad(speech / scale, padding)
+    per_channel = getattr(model, "normalize_variance_per_ch", False)
+    scale = speech.new_ones((1,) * speech.dim())
+    if per_channel or getattr(model, "normalize_variance", False):
+        scale = mixture_level(speech, per_channel)
+    padded = pad_to_hops(speech / scale, getattr(getattr(model, "encoder", None), "hop_length", None) or 1)
     lengths = torch.full((len(speech),), padded.shape[1], dtype=torch.long, device=speech.device)
     estimates = model.forward_enhance(padded, lengths, {})[0]
     if estimates is None:

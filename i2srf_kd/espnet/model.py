@@ -1,16 +1,19 @@
 """An ESPnet enhancement model that learns from a teacher."""
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
-from torch import Tensor
+from espnet2.torch_utils.device_funcs import force_gatherable
+from torch import Tensor, nn
 
+from i2srf_kd.audio.normalize import mixture_level
 from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
-from i2srf_kd.espnet.teacher import FrozenTeacher, mixture_level, planes, restore_level, same_transform
+from i2srf_kd.espnet.teacher import FrozenTeacher, planes, restore_level, same_transform
 from i2srf_kd.system.errors import UserError
 
 _PROBE_SAMPLES = 16000
@@ -26,6 +29,9 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
         teacher: the frozen teacher.
         distill: the ``distill`` section of the configuration.
         **kwargs: as for :class:`ESPnetEnhancementModel`; ``loss_wrappers`` are those of the task loss.
+
+    Raises:
+        UserError: the distillation cannot be built, or does not fit the two networks.
     """
 
     loss_wrappers: List[Any]  # a plain list, which ESPnet does not annotate
@@ -50,13 +56,14 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
                 "distill: the method compares spectra and the student's encoder is no STFT: "
                 "use one on features or waveforms, such as response_waveform"
             )
+        trained = [w for w in self.loss_wrappers or [] if not getattr(w.criterion, "only_for_test", False)]
+        if not any(wrapper.weight for wrapper in trained):
+            raise UserError(
+                "criterions: at least one must have a weight above 0; to train on the distillation alone, set "
+                "kd_only_steps to the number of steps"
+            )
         teacher.needs = self.needs
         teacher.analysis = None if same_transform(self.encoder, teacher.model.encoder) else self.encoder
-        self._learning = False
-        self._level: Optional[Tensor] = None  # of the mixture, where ESPnet divides by it
-        task_wrappers: List[Any] = list(self.loss_wrappers or [])
-        self.task_weights = [wrapper.weight for wrapper in task_wrappers]
-        self.loss_wrappers = [*task_wrappers, self.distillation]
 
     @property
     def teacher(self) -> FrozenTeacher:
@@ -82,60 +89,73 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
         was_training = self.training
         self.eval()
         with self.student_taps.record() as features:
-            super().forward_enhance(probe, lengths)
+            self.forward_enhance(probe, lengths)
         self.train(was_training)
         return layout_of(features), layout_of(teacher(probe, lengths).features)
 
     def forward(
         self, speech_mix: Tensor, speech_mix_lengths: Optional[Tensor] = None, **kwargs: Any
     ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
-        """Loss, values to report, and weight of a batch; see ESPnet's model."""
-        samples = speech_mix.shape[1] if speech_mix_lengths is None else int(speech_mix_lengths.max())
-        self._level = mixture_level(speech_mix[:, :samples]) if self.normalize_variance else None
-        self._learning = True
-        try:
-            return super().forward(speech_mix, speech_mix_lengths, **kwargs)
-        finally:
-            self._learning = False
+        """Loss, values to report, and weight of a batch; see ESPnet's model.
 
-    def forward_enhance(
-        self,
-        speech_mix: Tensor,
-        speech_lengths: Tensor,
-        additional: Optional[Dict] = None,
-        fs: Optional[int] = None,
-    ) -> Tuple[Any, Any, Any, Dict]:
-        """Enhance with the student; for a loss, also leave both networks' sides in ``others``."""
-        if not self._learning:
-            return super().forward_enhance(speech_mix, speech_lengths, additional, fs)
-        with self.student_taps.record() as features:
-            speech_pre, feature_mix, feature_pre, others = super().forward_enhance(
-                speech_mix, speech_lengths, additional, fs
-            )
-        student = Side(features)
-        if "spectrum" in self.needs:
-            student.spectrum = planes(feature_pre[0])
-        if "waveform" in self.needs:
-            student.waveform = speech_pre[0]
-        teacher = self.teacher(speech_mix, speech_lengths)
-        if self._level is not None:
-            # The reference is at the level of the recording.
-            restore_level(student, self._level)
-            restore_level(teacher, self._level)
-        others = {**others, STUDENT_KEY: student, TEACHER_KEY: teacher}
-        return speech_pre, feature_mix, feature_pre, others
-
-    def forward_loss(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict, Tensor, Any]:
-        """The task loss and the distillation, weighted as the schedule says; validation uses the final weights."""
-        task, distill = self.distiller.phase() if self.training else (1.0, self.distiller.weight)
-        task_wrappers: List[Any] = self.loss_wrappers[:-1]
-        for wrapper, weight in zip(task_wrappers, self.task_weights, strict=True):
-            wrapper.weight = task * weight
-        self.distillation.weight = distill
-        try:
-            result = super().forward_loss(*args, **kwargs)
-        except ValueError as error:  # sizes that a method does not take
-            raise UserError(f"distill: {error}") from error
+        Task and distillation are weighted as the schedule says; validation uses the final weights.
+        """
+        task, kd, stats, weight = self.losses(speech_mix, speech_mix_lengths, **kwargs)
+        task_weight, kd_weight = self.distiller.phase() if self.training else (1.0, self.distiller.weight)
+        # A loss that does not count stays out: zero times infinity is no number.
+        loss = kd_weight * kd + task_weight * task if task_weight else kd_weight * kd
         if self.training:
             self.distiller.steps += 1
-        return result
+        stats["loss"] = loss.detach()
+        return force_gatherable((loss, stats, weight), loss.device)
+
+    def losses(
+        self, speech_mix: Tensor, speech_mix_lengths: Optional[Tensor] = None, **kwargs: Any
+    ) -> Tuple[Tensor, Tensor, Dict[str, Tensor], Tensor]:
+        """Task loss and distillation loss without the weights of the schedule, values to report, weight of the batch.
+
+        Args:
+            speech_mix: ``(B, samples)`` or ``(B, samples, channels)``.
+            speech_mix_lengths: samples of each item ``(B,)``.
+            **kwargs: ``speech_ref1``, and what else ESPnet's model takes.
+
+        Raises:
+            UserError: a method does not take the sizes of the features.
+        """
+        with self.student_taps.record() as features, _first_outputs(self.separator, self.decoder) as outputs:
+            task, stats, weight = super().forward(speech_mix, speech_mix_lengths, **kwargs)
+        whole = torch.full((len(speech_mix),), speech_mix.shape[1])
+        lengths = whole if speech_mix_lengths is None else speech_mix_lengths
+        mixture, reference = (signal[:, : int(lengths.max())] for signal in (speech_mix, kwargs["speech_ref1"]))
+        student = Side(features)
+        if "spectrum" in self.needs:
+            student.spectrum = planes(outputs[self.separator][0][0])
+        if "waveform" in self.needs:
+            student.waveform = outputs[self.decoder][0]
+        if self.normalize_variance:  # the reference is at the level of the recording
+            restore_level(student, mixture_level(mixture))
+        both = {STUDENT_KEY: student, TEACHER_KEY: self.teacher(mixture, lengths)}
+        try:
+            kd, terms, _ = self.distillation([self._reference_channel(reference)], [], both)
+        except ValueError as error:
+            raise UserError(f"distill: {error}") from error
+        return task, kd, {**stats, **terms}, weight
+
+    def _reference_channel(self, signal: Tensor) -> Tensor:
+        return signal[..., self.ref_channel] if signal.dim() == 3 else signal
+
+
+@contextmanager
+def _first_outputs(*modules: nn.Module) -> Iterator[Dict[nn.Module, Any]]:
+    """What modules return the first time that they run inside of the context."""
+    outputs: Dict[nn.Module, Any] = {}
+
+    def keep(module: nn.Module, _: Any, output: Any) -> None:
+        outputs.setdefault(module, output)
+
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

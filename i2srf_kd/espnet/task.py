@@ -307,12 +307,14 @@ def _check_speed(args: argparse.Namespace) -> SpeedOptions:
 def _speed_up(args: argparse.Namespace, model: ESPnetEnhancementModel) -> None:
     options = _check_speed(args)
     speed_up_network(model.separator, options, "student")
+    method = "forward"
     if isinstance(model, DistillEnhancementModel):
+        method = "losses"
         model.teacher.speed = options
         speed_up_network(model.teacher.model.separator, options, "teacher")
         if "loss" in options.compile:
             compile_regions(model.distillation, options)
-    speed_up_model(model, options, "cuda" if _on_gpu(args) else "cpu")
+    speed_up_model(model, options, "cuda" if _on_gpu(args) else "cpu", method)
 
 
 def _with_fused_optimizer(args: argparse.Namespace) -> argparse.Namespace:

@@ -9,9 +9,9 @@ from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from torch import Tensor
 
+from i2srf_kd.audio.normalize import mixture_level
 from i2srf_kd.distill.method import Side
 from i2srf_kd.distill.taps import FeatureTaps
-from i2srf_kd.espnet.inference import SILENT_STD
 from i2srf_kd.espnet.loading import load_espnet_model
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training.speed import SpeedOptions, ordinary
@@ -32,11 +32,6 @@ def same_transform(ours: AbsEncoder, theirs: AbsEncoder) -> bool:
     if not isinstance(ours, STFTEncoder) or not isinstance(theirs, STFTEncoder):
         return False
     return all(getattr(ours, name) == getattr(theirs, name) for name in _TRANSFORM)
-
-
-def mixture_level(speech_mix: Tensor) -> Tensor:
-    """Standard deviation of a mixture ``(B, samples[, channels])`` over all but its clips, as ESPnet takes it."""
-    return speech_mix.std(dim=tuple(range(1, speech_mix.dim())), keepdim=True)
 
 
 def restore_level(side: Side, level: Tensor) -> None:
@@ -103,7 +98,7 @@ class FrozenTeacher:
     def _enhance(self, speech_mix: Tensor, speech_lengths: Tensor) -> Side:
         scale = None
         if self.model.normalize_variance:
-            scale = mixture_level(speech_mix).clamp_min(SILENT_STD)
+            scale = mixture_level(speech_mix)
             speech_mix = speech_mix / scale
         with self.taps.record() as features:
             mixture, lengths = self.model.encoder(speech_mix, speech_lengths)

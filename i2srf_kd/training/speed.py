@@ -148,15 +148,22 @@ def _outermost(root: nn.Module) -> List[nn.Module]:
     return [region for child in root.children() for region in _outermost(child)]
 
 
-def speed_up_model(model: nn.Module, options: SpeedOptions, device_type: str) -> None:
-    """Let a model's training steps run under autocast and as CUDA graphs, in place; validation stays as it is."""
+def speed_up_model(model: nn.Module, options: SpeedOptions, device_type: str, method: str = "forward") -> None:
+    """Let a model's training steps run under autocast and as CUDA graphs, in place; validation stays as it is.
+
+    Args:
+        model: the model.
+        options: what is on.
+        device_type: where the model runs.
+        method: name of the method that does the work of a step.
+    """
     dtype = None if options.amp_dtype in (None, "float32") else getattr(torch, str(options.amp_dtype))
     if dtype is None and not options.cuda_graphs:
         return
-    plain = model.forward
+    plain = getattr(model, method)
 
     @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def step(*args: Any, **kwargs: Any) -> Any:
         if options.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         if dtype is None or not model.training:
@@ -164,7 +171,7 @@ def speed_up_model(model: nn.Module, options: SpeedOptions, device_type: str) ->
         with torch.autocast(device_type, dtype):
             return plain(*args, **kwargs)
 
-    model.forward = forward  # type: ignore[method-assign]
+    setattr(model, method, step)
 
 
 def ordinary(tensors: Sequence[torch.Tensor]) -> List[torch.Tensor]:

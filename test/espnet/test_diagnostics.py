@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import toy
-from test_distill_training import data, distilled, teacher  # noqa: F401 (fixtures)
 
 from i2srf_kd.espnet import diagnostics
 from i2srf_kd.espnet.task import DistillEnhancementTask
@@ -65,20 +64,20 @@ def without_measuring() -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("measured although switched off")
 
-    diagnostics.DistillMonitor._measure = refuse  # type: ignore[method-assign, assignment]
+    diagnostics.DistillMonitor.record = refuse  # type: ignore[method-assign, assignment]
 
 
-def test_recording_changes_nothing_and_survives_a_kill(distilled: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_recording_changes_nothing_and_survives_a_kill(distilled: Any, tmp_path: Path) -> None:
     """Dropout is not in the network, so the measurement draws random numbers of its own here."""
 
     def greedy() -> None:
-        original = diagnostics.split_loss
+        original = diagnostics.compare_gradients
 
         def drawing(*args: Any) -> Any:
             random.random(), np.random.rand(), torch.rand(3)
             return original(*args)
 
-        diagnostics.split_loss = drawing
+        diagnostics.compare_gradients = drawing
 
     def killed_in_the_second_epoch() -> None:
         from i2srf_kd.espnet import trainer
@@ -130,18 +129,18 @@ def check_content(recorded: List[Dict[str, Any]], metrics: List[Dict[str, Any]])
 
 
 @pytest.mark.slow
-def test_two_ranks_record_as_one(distilled: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_two_ranks_record_as_one(distilled: Any, tmp_path: Path) -> None:
     """The first rank alone measures; the other one must not wait for it in vain."""
     assert toy.join(toy.start_ranks(distilled("two", *SHORT), 2, task=DistillEnhancementTask)) == [0, 0]
     assert [line["step"] for line in lines(tmp_path / "two")] == [0, STEPS, 2 * STEPS]
 
 
-def test_a_measurement_that_fails_ends_no_training(distilled: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_measurement_that_fails_ends_no_training(distilled: Any, tmp_path: Path) -> None:
     def out_of_memory() -> None:
         def fail(*_: Any) -> Any:
             raise torch.OutOfMemoryError("no memory left")
 
-        diagnostics.split_loss = fail
+        diagnostics.compare_gradients = fail
 
     arguments = distilled("exp", "--num_iters_per_epoch", "1", "--max_epoch", "1")
     assert toy.join([toy.start_child(arguments, out_of_memory, task=DistillEnhancementTask)]) == [0]

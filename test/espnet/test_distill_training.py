@@ -7,48 +7,12 @@ from typing import Any, Dict, List
 import pytest
 import torch
 import toy
-import yaml
 
 from i2srf_kd.espnet.task import DistillEnhancementTask
-
-CHUNK = "800"
-
-
-def options(data: Path, output_dir: Path, channels: int, *more: str) -> List[str]:
-    network = f"--separator dpdcrn --separator_conf channels={channels} --separator_conf heads=2"
-    # A high floor: near an empty bin the gradient is so steep that rounding errors grow within a few steps.
-    criterion = {"name": "compressed_spectrum", "conf": {"floor": 1e-2}, "wrapper": "fixed_order", "wrapper_conf": {}}
-    config = data / "criterion.yaml"
-    config.write_text(yaml.safe_dump({"criterions": [criterion]}))
-    fixed = ("--config", str(config), "--chunk_length", CHUNK, "--optim", "sgd", "--optim_conf", "lr=0.1")
-    return toy.command(data, output_dir, *fixed, *more, separator=network)
 
 
 def losses(output_dir: Path) -> List[Dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "exp"
-    assert toy.join([toy.start_child(options(data, folder, 12), task=DistillEnhancementTask)]) == [0]
-    return folder
-
-
-@pytest.fixture()
-def distilled(data: Path, teacher: Path, tmp_path: Path) -> Any:
-    def arguments(name: str, *more: str, **calibration: Any) -> List[str]:
-        config = {"method": "i2srf_tfckd", "method_conf": {"middle_channels": 4, "calibration": calibration}}
-        path = tmp_path / "distill.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return options(data, tmp_path / name, 8, "--distill_config", str(path), "--teacher_exp", str(teacher), *more)
-
-    return arguments
 
 
 def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher: Path, tmp_path: Path) -> None:
@@ -95,7 +59,7 @@ def test_two_ranks_equal_one_with_the_same_global_batch(kind: str, data: Path, d
             return distilled(name, frequency_stream=False)
         if kind == "gathered":
             return distilled(name, gather=True)
-        return options(data, tmp_path / name, 8)
+        return toy.dpdcrn_command(data, tmp_path / name, 8)
 
     assert toy.join([toy.start_child(arguments("one"), task=DistillEnhancementTask)]) == [0]
     assert toy.join(toy.start_ranks(arguments("two"), 2, task=DistillEnhancementTask)) == [0, 0]

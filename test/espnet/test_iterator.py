@@ -18,11 +18,6 @@ from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.system.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write_data(tmp_path_factory.mktemp("data"))
-
-
 def test_batches_hold_the_samples_of_the_files(data):
     factory = toy.loaders(data)
     batches = list(factory.build_iter(1))

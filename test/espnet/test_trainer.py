@@ -26,11 +26,6 @@ STEPS = 9  # batches in an epoch of the toy data
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
     """A run that nobody disturbed."""
     output_dir = tmp_path_factory.mktemp("reference") / "exp"

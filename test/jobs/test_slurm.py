@@ -416,18 +416,17 @@ def test_cluster_lost_rank_ends_the_job(slurm_run: Callable[..., Run]) -> None:
 def toy_training(folder: Path, cluster_folder: Path, *more: str) -> List[str]:
     """Options of a distilled toy training; data and teacher are made once in ``cluster_folder``."""
     import toy
-    from test_distill_training import options
 
     from i2srf_kd.espnet.task import DistillEnhancementTask
 
     data, teacher = cluster_folder / "toy_data", cluster_folder / "toy_teacher"
     if not data.exists():
         toy.write_data(data)
-        assert toy.join([toy.start_child(options(data, teacher, 12), task=DistillEnhancementTask)]) == [0]
+        assert toy.join([toy.start_child(toy.dpdcrn_command(data, teacher, 12), task=DistillEnhancementTask)]) == [0]
     method = {"middle_channels": 4, "calibration": {"gather": True}}
     (folder / "distill.yaml").write_text(yaml.safe_dump({"method": "i2srf_tfckd", "method_conf": method}))
     distilled = ["--max_epoch", "6", "--distill_config", str(folder / "distill.yaml"), "--teacher_exp", str(teacher)]
-    return options(data, folder / "exp", 8, *distilled, *more)
+    return toy.dpdcrn_command(data, folder / "exp", 8, *distilled, *more)
 
 
 def two_local_ranks(cluster_folder: Path) -> Dict[str, Any]:
