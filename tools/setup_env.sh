@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Build the Python environment of this repository from the pinned locks: tools/setup_env.sh [--force]
+# Build the Python environment of this repository from the pinned locks: tools/setup_env.sh [--force | --find]
 #
+# --force builds again; --find prints the version and the place of the Python that would be used.
 # An environment that is up to date is left alone (well under a second), so every entry point may call this first.
 #   I2SRF_VENV    where it lives (default: <repository>/.venv)
 #   I2SRF_PYTHON  the Python to build it with, a command or one of 3.12, 3.11 and 3.13 (default: the first of these that
@@ -17,15 +18,16 @@ fail() {
     exit 2
 }
 
-force=false
+force=false find=false
 case "${1:-}" in
     "") ;;
     --force) force=true ;;
+    --find) find=true ;;
     -h | --help)
         sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
         exit 0
         ;;
-    *) fail "unknown option $1; usage: tools/setup_env.sh [--force]" ;;
+    *) fail "unknown option $1; usage: tools/setup_env.sh [--force | --find]" ;;
 esac
 
 versions=(3.12 3.11 3.13) # in the order of preference
@@ -141,6 +143,10 @@ build() {
     say "ready; enter it with '. tools/activate_python.sh'"
 }
 
+if [[ "${find}" == true ]]; then
+    find_python
+    exit
+fi
 if [[ "${force}" == false ]] && is_current; then
     exit 0
 fi

@@ -219,22 +219,27 @@ def test_activation_reports_a_failed_set_up(checkout):
     assert done.stdout == "failed with 2\n"
 
 
+FAST = ["-m", "not slow and not cluster"]
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], ["-m", "pytest", "-m", "not slow and not cluster"]),
-        (["-k", "x y"], ["-m", "pytest", "-m", "not slow and not cluster", "-k", "x y"]),
-        (["--all"], ["-m", "pytest"]),
-        (["-m", "slow"], ["-m", "pytest", "-m", "slow"]),
+        ([], FAST),
+        (["-k", "x y"], [*FAST, "-k", "x y"]),
+        (["-n", "0"], [*FAST, "-n", "0"]),
+        (["--all"], []),
+        (["-m", "slow"], ["-m", "slow"]),
     ],
 )
 def test_selection_of_tests(checkout, arguments, expected):
     checkout.setup()
     python = checkout.venv / "bin" / "python"
-    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     command = [str(checkout.repository / "tools" / "test.sh"), *arguments]
     done = subprocess.run(command, env=checkout.environment(), capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == expected
+    workers = ["-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]
+    assert done.stdout.splitlines() == ["-m", "pytest", *workers, *expected]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
