@@ -2,9 +2,10 @@
 
     spk1_001 AUDIO<length>fLaC...spk1_002 AUDIO<length>fLaC...
 
-A table names an entry by archive and place, ``spk1_001 dump/noisy.ark:9``, where the place is that of ``AUDIO``. This
-is what kaldiio (and so ESPnet) reads and writes with ``write_function="soundfile"``; entries that are bare WAV files,
-as Kaldi's own ``wav-copy`` writes them, are read as well. A process opens an archive once, whatever it reads from it.
+A table names an entry by archive and place, ``spk1_001 dump/noisy.ark:9``, where the place is that of ``AUDIO``.
+kaldiio writes them (``write_function="soundfile"``); entries that are bare WAV files, as Kaldi's own ``wav-copy``
+writes them, are read as well. Reading is here, because kaldiio reads an entry whole, where training wants a chunk of
+it, and notices no truncated one. A process opens an archive once, whatever it reads from it.
 """
 
 import functools
@@ -31,16 +32,6 @@ def split_place(path: PathLike) -> Tuple[str, Optional[int]]:
 def file_of(path: PathLike) -> str:
     """The file that ``path`` lies in: the archive of an entry, else ``path`` itself."""
     return split_place(path)[0]
-
-
-def write_entry(stream: BinaryIO, utt_id: str, content: bytes) -> Tuple[int, int]:
-    """Append an audio file to an archive; its place, and the bytes from there to its end."""
-    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "little")
-    head = _MARK + bytes([len(length)]) + length
-    stream.write(f"{utt_id} ".encode())
-    place = stream.tell()
-    stream.write(head + content)
-    return place, len(head) + len(content)
 
 
 def open_entry(archive: str, place: int) -> BinaryIO:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_FLAC_CHANNELS = 8  # limit of the format
 _INTEGER_BITS = {"PCM_16": 16, "PCM_24": 24}
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+_HIGHEST_PEAK = 16.0  # of floating-point files, 24 dB above full scale
 SYSTEM_ERROR = 2  # libsndfile's code for an error of the operating system, such as a full disk
 
 
@@ -52,7 +53,7 @@ def probe(path: PathLike) -> AudioInfo:
     Raises:
         UserError: the file is missing, of 0 bytes, no audio file, or a WAV file shorter than its header says.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype)
 
 
@@ -74,9 +75,9 @@ def read_audio(
 
     Raises:
         UserError: as :func:`probe`; or the file is truncated, holds no samples, NaN or infinite values, or does not
-            reach as far as asked for.
+            reach as far as asked for, or is of floating-point numbers at the scale of integers.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         wanted = _wanted_frames(file, path, start, frames)
         try:
             file.seek(start)
@@ -88,7 +89,7 @@ def read_audio(
         raise UserError(
             f"{path}: truncated, {wanted} samples expected but only {len(wave)} can be read; get the file anew"
         )
-    _check_finite(wave, path, start)
+    check_samples(wave, path, start)
     if mono and wave.ndim > 1:
         wave = wave.mean(axis=1)
     if fs is None:
@@ -115,11 +116,11 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
         UserError: NaN or infinite values, more than 8 channels for FLAC, an unknown format, or a failing disk.
         DiskFull: there is no space left.
     """
-    samples, clipped = _checked_samples(path, wave, Path(path).suffix[1:], subtype)
+    samples, clipped = checked_samples(path, wave, Path(path).suffix[1:], subtype)
     try:
         with atomic_path(path) as temporary:
             try:
-                soundfile.write(temporary, samples, fs, subtype=subtype)
+                soundfile.write(os.fsencode(temporary), samples, fs, subtype=subtype)
             except (soundfile.LibsndfileError, AssertionError) as error:
                 # soundfile asserts that all samples were written; on a full disk they are not
                 raise write_failure(temporary, path, f"is the disk full? {error}") from None
@@ -133,31 +134,17 @@ def write_audio(path: PathLike, wave: np.ndarray, fs: int, subtype: str = "PCM_1
     return clipped
 
 
-def audio_bytes(name: str, wave: np.ndarray, fs: int, kind: str, subtype: str = "PCM_16") -> Tuple[bytes, int]:
-    """What :func:`write_audio` would write, for an archive.
+def checked_samples(name: PathLike, wave: np.ndarray, kind: str, subtype: str) -> Tuple[np.ndarray, int]:
+    """What soundfile is to be given for a format, and how many samples were clipped for it.
 
     Args:
         name: what messages call it.
-        wave, fs, subtype: as for :func:`write_audio`.
-        kind: ``flac`` or ``wav``.
-
-    Returns:
-        The content of the file, and the number of clipped samples.
+        wave, subtype: as for :func:`write_audio`.
+        kind: the format, such as ``flac``.
 
     Raises:
-        UserError: as :func:`write_audio`.
+        UserError: NaN or infinite values, or more than 8 channels for FLAC.
     """
-    samples, clipped = _checked_samples(name, wave, kind, subtype)
-    stream = io.BytesIO()
-    try:
-        soundfile.write(stream, samples, fs, subtype=subtype, format=kind)
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: cannot be written as {subtype} at {fs} Hz ({error})") from None
-    return stream.getvalue(), clipped
-
-
-def _checked_samples(name: PathLike, wave: np.ndarray, kind: str, subtype: str) -> Tuple[np.ndarray, int]:
-    """What soundfile is to be given for a format, and how many samples were clipped for it."""
     wave = np.asarray(wave)
     n_channels = wave.shape[1] if wave.ndim > 1 else 1
     if kind.lower() == "flac" and n_channels > MAX_FLAC_CHANNELS:
@@ -170,20 +157,29 @@ def _checked_samples(name: PathLike, wave: np.ndarray, kind: str, subtype: str) 
     return as_samples(wave, subtype), clipped
 
 
-def _open(path: PathLike) -> soundfile.SoundFile:
+def open_audio(path: PathLike) -> soundfile.SoundFile:
+    """Open an audio file, or an entry of an archive, for reading.
+
+    Raises:
+        UserError: as :func:`probe`.
+    """
     source = audio_source(path)
-    if isinstance(source, str):
-        file = Path(source)
-        if not file.is_file():
-            raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
-        if file.stat().st_size == 0:
-            raise UserError(f"{path}: empty file (0 bytes)")
-        with file.open("rb") as stream:
-            _check_wav_complete(path, stream)
-    else:
-        _check_wav_complete(path, source)
     try:
-        return soundfile.SoundFile(source)
+        if isinstance(source, str):
+            file = Path(source)
+            if not file.is_file():
+                raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
+            if file.stat().st_size == 0:
+                raise UserError(f"{path}: empty file (0 bytes)")
+            with file.open("rb") as stream:
+                unclosed = _unclosed_wav(path, stream)
+        else:
+            unclosed = _unclosed_wav(path, source)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        # Names that are not UTF-8 reach the system as they are.
+        return soundfile.SoundFile(unclosed or (os.fsencode(source) if isinstance(source, str) else source))
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: {_describe_unreadable(source, error)}") from None
 
@@ -211,28 +207,49 @@ def _is_text(head: bytes) -> bool:
         return False
 
 
-def _check_wav_complete(path: PathLike, stream: BinaryIO) -> None:
-    """Find truncated WAV files by their header; libsndfile takes them for complete, shorter ones."""
-    missing = _missing_wav_bytes(stream)
-    if missing:
+def _unclosed_wav(path: PathLike, stream: BinaryIO) -> Optional[BinaryIO]:
+    """Find truncated WAV files by their header; libsndfile takes them for complete, shorter ones.
+
+    Returns:
+        A WAV file whose header says 0 bytes although there are more, as some programs write into a pipe, in the form
+        that libsndfile reads to its end; None for all other files, placeholders of other lengths included.
+
+    Raises:
+        UserError: it is truncated.
+    """
+    size, place, length, riff_length = _wav_data(stream)
+    unclosed = None
+    if place and length == 0 < size - place and (_is_placeholder(riff_length) or riff_length + 8 <= place):
+        content = stream.read()
+        unclosed = io.BytesIO(content[:4] + struct.pack("<I", 8) + content[8:])
+    elif not _is_placeholder(length) and place + length > size:
+        missing = place + length - size
         raise UserError(f"{path}: truncated, {missing} bytes are missing at the end; get the file anew")
+    return unclosed
 
 
-def _missing_wav_bytes(stream: BinaryIO) -> int:
-    size = stream.seek(0, os.SEEK_END)
+def _is_placeholder(length: int) -> bool:
+    """Whether a program that writes into a pipe puts this length into its header: a little below 2 or 4 GiB."""
+    return length % 0x80000000 >= 0x7FFFE000 or length == 0x80000000
+
+
+def _wav_data(stream: BinaryIO) -> Tuple[int, int, int, int]:
+    """Bytes of a file, where the samples of a WAV file begin, their bytes, and the length of the whole by its header.
+
+    All but the first are 0 where there are no samples. The stream is at its beginning before and after.
+    """
+    size, place, length = stream.seek(0, os.SEEK_END), 0, 0
     stream.seek(0)
     head = stream.read(12)
-    missing = 0
     if len(head) == 12 and head[:4] == b"RIFF" and head[8:] == b"WAVE":
         while len(chunk := stream.read(8)) == 8:
-            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-            if name == b"data":
-                unknown = length >= 0x7FFFFFFF  # written to a pipe, the length was not known
-                missing = 0 if unknown else max(0, stream.tell() + length - size)
+            chunk_length = struct.unpack("<I", chunk[4:])[0]
+            if chunk[:4] == b"data":
+                place, length = stream.tell(), chunk_length
                 break
-            stream.seek(length + length % 2, 1)
+            stream.seek(chunk_length + chunk_length % 2, 1)
     stream.seek(0)
-    return missing
+    return size, place, length, struct.unpack("<I", head[4:8])[0] if place else 0
 
 
 def _wanted_frames(file: soundfile.SoundFile, path: PathLike, start: int, frames: int) -> int:
@@ -242,6 +259,21 @@ def _wanted_frames(file: soundfile.SoundFile, path: PathLike, start: int, frames
     if start < 0 or wanted < 1 or start + wanted > file.frames:
         raise UserError(f"{path}: has {file.frames} samples, cannot read {frames} from sample {start} on")
     return wanted
+
+
+def check_samples(wave: np.ndarray, path: PathLike, start: int = 0) -> None:
+    """Check what was read from sample ``start`` on.
+
+    Raises:
+        UserError: NaN or infinite values, or floating-point numbers at the scale of integers.
+    """
+    _check_finite(wave, path, start)
+    peak = np.abs(wave).max(initial=0.0)
+    if peak > _HIGHEST_PEAK:
+        raise UserError(
+            f"{path}: samples of up to {peak:.0f} in a floating-point file, where full scale is 1; they look like "
+            "integers, divide them by 32768 (16 bit) or what their full scale is"
+        )
 
 
 def _check_finite(wave: np.ndarray, path: PathLike, start: int = 0) -> None:

@@ -5,6 +5,7 @@ weights sum to one. All windows of a recording have the same length, the last on
 others would, so that it ends with the recording. A recording no longer than a window is done in one piece.
 """
 
+import os
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -14,7 +15,16 @@ from typing import Any, Callable, Iterable, Iterator, Optional
 import numpy as np
 import soundfile
 
-from i2srf_kd.audio.io import SYSTEM_ERROR, as_samples, check_written, count_clipped, probe, write_failure
+from i2srf_kd.audio.io import (
+    SYSTEM_ERROR,
+    as_samples,
+    check_samples,
+    check_written,
+    count_clipped,
+    open_audio,
+    probe,
+    write_failure,
+)
 from i2srf_kd.system.errors import UserError, cannot_write, disk_full
 from i2srf_kd.system.files import PathLike, atomic_path
 
@@ -126,7 +136,7 @@ def read_blocks(path: PathLike, block: int = 1 << 16) -> Iterator[np.ndarray]:
     """
     expected = probe(path).frames
     done = 0
-    with soundfile.SoundFile(path) as file:
+    with open_audio(path) as file:
         while True:
             try:
                 samples = file.read(block, dtype="float32", always_2d=True)
@@ -136,9 +146,7 @@ def read_blocks(path: PathLike, block: int = 1 << 16) -> Iterator[np.ndarray]:
                 ) from None
             if not len(samples):
                 break
-            if not np.isfinite(samples).all():
-                first = done + int(np.argwhere(~np.isfinite(samples))[0][0])
-                raise UserError(f"{path}: NaN or infinite values, the first at sample {first}")
+            check_samples(samples, path, done)
             done += len(samples)
             yield samples
     if not done:
@@ -194,10 +202,10 @@ class BlockWriter:
             check_written(temporary, self._frames, self.path)
 
     def _open(self, temporary: Path) -> soundfile.SoundFile:
-        with soundfile.SoundFile(self.like) as model:
+        with open_audio(self.like) as model:
             fs, self.subtype, container, endian = model.samplerate, model.subtype, model.format, model.endian
         try:
-            return soundfile.SoundFile(temporary, "w", fs, self.channels, self.subtype, endian, container)
+            return soundfile.SoundFile(os.fsencode(temporary), "w", fs, self.channels, self.subtype, endian, container)
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             if getattr(error, "code", None) == SYSTEM_ERROR:
                 raise write_failure(temporary, self.path, "is the disk full?") from None

@@ -10,18 +10,23 @@ or rate) are all named and end the run with an error, after the good ones are wr
 silent side are left out, counted in a warning and listed in ``dropped.tsv``.
 """
 
+import io
 import json
 import logging
+import subprocess
+import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import soundfile
 
-from i2srf_kd.audio.ark import file_of, split_place, write_entry
-from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, audio_bytes, probe, read_audio, write_audio
+from i2srf_kd.audio.ark import file_of, split_place
+from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, AudioInfo, checked_samples, probe, read_audio, write_audio
 from i2srf_kd.audio.resample import resample
-from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems
+from i2srf_kd.data.kaldi_dir import DataDir, Span, describe, is_command, raise_problems
 from i2srf_kd.system.errors import DiskFull, UserError, cannot_write
 from i2srf_kd.system.files import PathLike, atomic_path, remove_temporaries, write_text
 from i2srf_kd.system.pool import process_map
@@ -32,6 +37,8 @@ logger = logging.getLogger(__name__)
 AUDIO_FORMATS = ("flac", "wav", "flac.ark", "wav.ark")
 MAX_CHANNELS = 16
 SILENCE = 2.0**-15  # one step of 16 bit
+_SUBTYPE = "PCM_16"
+_OVERSHOOT = 0.5  # seconds that a segment may end after its recording, as in Kaldi
 _SAVE_EVERY = 200  # utterances between two savings of the record
 
 
@@ -58,11 +65,22 @@ class Utterance(NamedTuple):
     utt_id: str
     noisy: Tuple[str, ...]
     clean: str
+    span: Optional[Span] = None  # of the recordings, in seconds; None: all of them
 
     @property
     def files(self) -> List[str]:
-        """All files, with the mixture's first one and the reference at the beginning."""
+        """All files or commands, with the mixture's first one and the reference at the beginning."""
         return [self.noisy[0], self.clean, *self.noisy[1:]]
+
+    @property
+    def source(self) -> List[Any]:
+        """What tells where the utterance is from, as records hold it."""
+        return [*self.files, *(self.span or ())]
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether a command prints some of the audio. Nobody knows whether it would print the same again."""
+        return any(is_command(file) for file in self.files)
 
 
 class Record(NamedTuple):
@@ -89,10 +107,11 @@ def format_shard(
     """Format every ``count``-th utterance into ``out_dir/audio/{noisy,clean}/<utterance>.<format>``, or into archives,
     ``out_dir/audio/{noisy,clean}.<index>-of-<count>.ark``.
 
-    A mixture in several files (``wav.scp``, ``wav_2.scp``, ...) becomes one with the channels of all.
+    A mixture in several files (``wav.scp``, ``wav_2.scp``, ...) becomes one with the channels of all. An entry that
+    ends with ``|`` is a command whose output is read; with ``segments``, it runs once for each utterance.
 
     Audio that is already there, complete and from the same unchanged source with the same options, is kept, also if
-    it was made with another number of shards. Archives are kept or written anew as a whole.
+    it was made with another number of shards; that of commands never is. Archives are kept or written anew as a whole.
 
     Args:
         in_dir: data folder with ``wav.scp`` (and where the mixture lies in several files ``wav_2.scp``, ...) and
@@ -109,7 +128,7 @@ def format_shard(
     data = _read_source(in_dir, out_dir, options).shard(index, count)
     out = Path(out_dir)
     records = _load_records(out)
-    todo = _pairs(data)
+    todo = _utterances(data)
     shard_file = _shard_file(out, index, count)
     title = f"format {Path(in_dir).name}"
     if options.in_arks:
@@ -147,7 +166,7 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
     for index in range(1, count + 1):
         records.update(_finished_shard(out, options, index, count))
     unlike = sorted(source.wav.keys() ^ records.keys())
-    stale = [p.utt_id for p in _pairs(source) if p.utt_id in records and not _is_from(records[p.utt_id], p)]
+    stale = [p.utt_id for p in _utterances(source) if p.utt_id in records and not _is_from(records[p.utt_id], p)]
     if unlike or stale:
         raise UserError(f"{in_dir} has changed since it was formatted ({describe(unlike or stale)}): format it again")
     _raise_broken(in_dir, records)
@@ -169,12 +188,15 @@ def collect(in_dir: PathLike, out_dir: PathLike, options: FormatOptions, count: 
     return data
 
 
-def _pairs(data: DataDir) -> List[Utterance]:
-    return [Utterance(utt_id, data.mixture_files(utt_id), data.spk1[utt_id]) for utt_id in data.utterances]
+def _utterances(data: DataDir) -> List[Utterance]:
+    return [
+        Utterance(utt_id, data.mixture_files(utt_id), data.spk1[utt_id], data.spans.get(utt_id))
+        for utt_id in data.utterances
+    ]
 
 
 def _is_from(record: Record, pair: Utterance) -> bool:
-    return record.key[: len(pair.files)] == pair.files
+    return record.key[: len(pair.source)] == pair.source
 
 
 def _formatted(source: DataDir, records: Dict[str, Record], out: Path, options: FormatOptions) -> DataDir:
@@ -201,8 +223,8 @@ def _format_or_keep(job: Tuple[Utterance, Optional[Record]], out: Path, options:
     try:
         key = _key(pair, options)
     except OSError as error:
-        return Record(list(pair.files), broken=f"{error.filename}: {error.strerror}")
-    if previous is not None and previous.key == key and _is_kept(previous, pair, out, options):
+        return Record(pair.source, broken=f"{error.filename}: {error.strerror}")
+    if previous is not None and _is_unchanged(previous, pair, key) and _is_kept(previous, pair, out, options):
         return previous
     try:
         record, waves = _formatted_waves(pair, key, options)
@@ -223,11 +245,17 @@ def _formatted_waves(pair: Utterance, key: List[Any], options: FormatOptions) ->
     Raises:
         UserError: unreadable audio.
     """
-    reason = _judge_headers(pair, options)
-    if reason.broken or reason.dropped:
-        return reason._replace(key=key), []
-    noisy, fs = _read_joined(pair.noisy)
-    clean, _ = read_audio(pair.clean)
+    with _printed(pair) as pair:
+        headers = {path: probe(path) for path in pair.files}
+        _check_headers(pair, headers, options)
+        fs, total = headers[pair.noisy[0]].fs, headers[pair.noisy[0]].frames
+        if not total:
+            return Record(key, dropped="no samples"), []
+        start, frames = _part(pair, fs, total)
+        read = [read_audio(path, start=start, frames=frames)[0] for path in pair.noisy]
+        clean, _ = read_audio(pair.clean, start=start, frames=frames)
+    # The channels of all files, which are of one length and rate.
+    noisy = read[0] if len(read) == 1 else np.concatenate([wave.reshape(len(wave), -1) for wave in read], axis=1)
     silent = " and ".join(name for name, wave in (("mixture", noisy), ("reference", clean)) if is_silent(wave))
     if silent:
         return Record(key, dropped=f"silent {silent}"), []
@@ -235,34 +263,71 @@ def _formatted_waves(pair: Utterance, key: List[Any], options: FormatOptions) ->
     return Record(key, len(waves[0])), waves
 
 
-def _read_joined(paths: Sequence[str]) -> Tuple[np.ndarray, int]:
-    """One signal with the channels of files that are known to have one length and rate, and the rate."""
-    read = [read_audio(path) for path in paths]
-    if len(read) == 1:
-        return read[0]
-    return np.concatenate([wave.reshape(len(wave), -1) for wave, _ in read], axis=1), read[0][1]
+@contextmanager
+def _printed(pair: Utterance) -> Iterator[Utterance]:
+    """The utterance with files of their own for what its commands print; messages name the commands.
+
+    Raises:
+        UserError: a command fails.
+    """
+    if not pair.has_commands:
+        yield pair
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            name: _run(name, Path(folder) / str(i)) if is_command(name) else name for i, name in enumerate(pair.files)
+        }
+        try:
+            yield pair._replace(noisy=tuple(files[name] for name in pair.noisy), clean=files[pair.clean])
+        except UserError as error:
+            message = str(error)
+            for name, file in files.items():
+                message = message.replace(file, name)
+            raise UserError(message) from None
 
 
-def _judge_headers(pair: Utterance, options: FormatOptions) -> Record:
-    """A record with an empty key whose ``broken`` or ``dropped`` may be set."""
-    try:
-        headers = {path: probe(path) for path in pair.files}
-    except UserError as error:
-        return Record([], broken=str(error))
+def _run(command: str, output: Path) -> str:
+    """Run a command of an scp; the file with what it printed."""
+    with output.open("wb") as file:
+        done = subprocess.run(
+            command.removesuffix("|"), shell=True, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE
+        )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise UserError(f"{command}: ended with code {done.returncode}: {said[-1]}")
+    return str(output)
+
+
+def _part(pair: Utterance, fs: int, total: int) -> Tuple[int, int]:
+    """First sample and number of samples of an utterance in recordings of ``total`` samples, as Kaldi counts them.
+
+    Raises:
+        UserError: it ends after the recording; what rounding may add to an end is cut off.
+    """
+    if pair.span is None:
+        return 0, total
+    begin, end = int(pair.span[0] * fs), int(pair.span[1] * fs)
+    last = total if end < 0 else min(end, total)
+    if end > total + _OVERSHOOT * fs or begin >= last:
+        raise UserError(f"segment of {pair.span[0]:g} to {pair.span[1]:g} s, but {pair.noisy[0]} has {total / fs:g} s")
+    return begin, last - begin
+
+
+def _check_headers(pair: Utterance, headers: Mapping[str, AudioInfo], options: FormatOptions) -> None:
+    """Raise UserError where the files of an utterance do not fit together or into the format."""
     first = headers[pair.noisy[0]]
     for path, other in headers.items():
         for what, a, b, unit in (("rate", first.fs, other.fs, "Hz"), ("length", first.frames, other.frames, "samples")):
             if a != b:
-                return Record([], broken=f"different {what}: {pair.noisy[0]} has {a} {unit}, {path} has {b} {unit}")
+                raise UserError(f"different {what}: {pair.noisy[0]} has {a} {unit}, {path} has {b} {unit}")
     mixture = sum(headers[path].channels for path in pair.noisy)
     for path, channels in ((" + ".join(pair.noisy), mixture), (pair.clean, headers[pair.clean].channels)):
         if options.codec == "flac" and MAX_FLAC_CHANNELS < channels <= MAX_CHANNELS:
             wav = options.audio_format.replace("flac", "wav")
             hint = f"FLAC holds at most {MAX_FLAC_CHANNELS}: give --audio_format {wav}"
-            return Record([], broken=f"{path}: {channels} channels, but {hint}")
+            raise UserError(f"{path}: {channels} channels, but {hint}")
         if channels > MAX_CHANNELS:
-            return Record([], broken=f"{path}: {channels} channels, at most {MAX_CHANNELS} are supported")
-    return Record([], dropped="" if first.frames else "no samples")
+            raise UserError(f"{path}: {channels} channels, at most {MAX_CHANNELS} are supported")
 
 
 def is_silent(wave: np.ndarray) -> bool:
@@ -271,8 +336,12 @@ def is_silent(wave: np.ndarray) -> bool:
 
 
 def _key(pair: Utterance, options: FormatOptions) -> List[Any]:
-    stats = [Path(file_of(path)).stat() for path in pair.files]
-    return [*pair.files, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
+    stats = [Path(file_of(path)).stat() for path in pair.files if not is_command(path)]
+    return [*pair.source, *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns)), *options]
+
+
+def _is_unchanged(record: Record, pair: Utterance, key: List[Any]) -> bool:
+    return record.key == key and not pair.has_commands
 
 
 def _is_kept(record: Record, pair: Utterance, out: Path, options: FormatOptions) -> bool:
@@ -317,30 +386,43 @@ def _format_arks(
             process_map(partial(_encode, options=options), todo, nj) as results,
         ):  # fmt: skip
             for pair, (record, contents) in zip(todo, progress(results, total=len(todo), desc=title), strict=True):
-                entries = [
-                    write_entry(file, pair.utt_id, content) for file, content in zip((a, b), contents, strict=False)
-                ]
-                mine[pair.utt_id] = record._replace(
-                    sizes=tuple(size for _, size in entries),
-                    places=tuple(f"{ark.name}:{place}" for ark, (place, _) in zip(arks, entries, strict=False)),
-                )
+                head = len(f"{pair.utt_id} ".encode())  # an entry begins after the id
+                places = tuple(f"{ark.name}:{file.tell() + head}" for ark, file in zip(arks, (a, b), strict=True))
+                for file, content in zip((a, b), contents, strict=False):
+                    file.write(content)
+                sizes = tuple(len(content) - head for content in contents)
+                mine[pair.utt_id] = record._replace(sizes=sizes, places=places[: len(sizes)])
     except OSError as error:
         raise cannot_write(arks[0].parent, error) from None
     return mine
 
 
 def _encode(pair: Utterance, options: FormatOptions) -> Tuple[Record, List[bytes]]:
-    """The files of an utterance; none where the record says why not."""
+    """What an utterance adds to the two archives; nothing where the record says why not."""
     try:
         key = _key(pair, options)
     except OSError as error:
-        return Record(list(pair.files), broken=f"{error.filename}: {error.strerror}"), []
+        return Record(pair.source, broken=f"{error.filename}: {error.strerror}"), []
     try:
         record, waves = _formatted_waves(pair, key, options)
-        encoded = [audio_bytes(pair.utt_id, wave, options.fs, options.codec) for wave in waves]
+        encoded = [_entry(pair.utt_id, wave, options) for wave in waves]
     except UserError as error:
         return Record(key, broken=str(error)), []
     return record._replace(clipped=sum(clipped for _, clipped in encoded)), [content for content, _ in encoded]
+
+
+def _entry(utt_id: str, wave: np.ndarray, options: FormatOptions) -> Tuple[bytes, int]:
+    """An entry of an archive, and the number of clipped samples."""
+    import kaldiio
+
+    samples, clipped = checked_samples(utt_id, wave, options.codec, _SUBTYPE)
+    stream = io.BytesIO()
+    form = {"format": options.codec, "subtype": _SUBTYPE}
+    try:
+        kaldiio.save_ark(stream, {utt_id: (options.fs, samples)}, write_function="soundfile", write_kwargs=form)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{utt_id}: cannot be written as {options.codec} at {options.fs} Hz ({error})") from None
+    return stream.getvalue(), clipped
 
 
 def _are_kept(
@@ -351,7 +433,7 @@ def _are_kept(
     for pair in todo:
         record = records[pair.utt_id]
         try:
-            if record is None or record.broken or record.key != _key(pair, options):
+            if record is None or record.broken or not _is_unchanged(record, pair, _key(pair, options)):
                 return False
         except OSError:
             return False
@@ -378,7 +460,7 @@ def _read_source(in_dir: PathLike, out_dir: PathLike, options: FormatOptions) ->
         raise UserError(f"--fs {options.fs}: must be positive")
     if Path(in_dir).resolve() == Path(out_dir).resolve():
         raise UserError(f"{out_dir}: IN_DATA and OUT_DATA are the same folder")
-    data = DataDir.read(in_dir)
+    data = DataDir.read(in_dir, unformatted=True)
     odd = [utt_id for utt_id in data.utterances if "/" in utt_id or "\\" in utt_id or utt_id.startswith(".")]
     if odd:
         raise UserError(f"{in_dir}: {describe(odd)}: ids become file names, without slashes or a dot at the beginning")

@@ -2,10 +2,12 @@
 
 Format: https://kaldi-asr.org/doc/data_prep.html. The first blank ends the utterance id, so paths may hold blanks.
 Recordings whose channels lie in several files have the further ones in ``wav_2.scp``, ``wav_3.scp``, ... (ours);
-formatting joins them.
+formatting joins them. Formatting also takes what else Kaldi allows: commands that print audio (``sph2pipe x.sph |``)
+and ``segments`` (``<utterance> <recording> <begin> <end>``, in seconds), which make utterances of parts of recordings.
 """
 
 import itertools
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
 
 Table = Dict[str, str]
+Span = Tuple[float, float]  # begin and end in seconds; an end below 0 is that of the recording
+SEGMENTS = "segments"
 EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples", "text")
 
 
@@ -48,24 +52,55 @@ def read_audio_table(path: PathLike, ordered: bool = True) -> Table:
     """Read an scp whose values are audio files; the arguments are those of :func:`read_table`.
 
     Raises:
-        UserError: as :func:`read_table`; or it is empty, or has commands (pipes) in place of files.
+        UserError: as :func:`read_table`; or it is empty, has commands (pipes) in place of files, or lies beside a file
+            ``segments``, so that it lists recordings.
     """
     table = read_table(path, ordered)
+    _refuse_segments(Path(path).parent)
     _check_audio_files(str(path), table)
     return table
+
+
+def _refuse_segments(folder: Path) -> None:
+    if (folder / SEGMENTS).is_file():
+        raise UserError(f"{folder / SEGMENTS}: utterances are parts of recordings; format the set first (stage 2)")
 
 
 def _check_audio_files(name: str, table: Table) -> None:
     if not table:
         raise UserError(f"{name}: no utterances")
-    pipes = sorted(utt_id for utt_id, value in table.items() if value.endswith("|"))
+    pipes = sorted(utt_id for utt_id, value in table.items() if is_command(value))
     if pipes:
         raise UserError(f"{name}: commands (pipes) in place of audio files for {describe(pipes)}; format the set first")
 
 
+def is_command(value: str) -> bool:
+    """Whether an entry of an scp is a command that prints audio, not a file."""
+    return value.endswith("|")
+
+
+def _read_segments(path: Path) -> Dict[str, Tuple[str, Span]]:
+    """Recording and span of every utterance.
+
+    Raises:
+        UserError: as :func:`read_table`, or a line is malformed.
+    """
+    segments = {}
+    for utt_id, value in read_table(path).items():
+        try:
+            recording, begin, end = value.split()
+            span = (float(begin), float(end))
+        except ValueError:
+            raise UserError(f"{path}: {utt_id} {value}: expected '<utterance> <recording> <begin> <end>'") from None
+        if not (0 <= span[0] < span[1] < math.inf or span[0] >= 0 > span[1]):
+            raise UserError(f"{path}: {utt_id} begins at {begin} s and ends at {end} s")
+        segments[utt_id] = (recording, span)
+    return segments
+
+
 def _read_lines(path: PathLike) -> List[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # with or without a byte order mark
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -114,6 +149,7 @@ class DataDir:
         utt2spk: speaker per utterance.
         extra: further tables by file name (those in ``EXTRA_TABLES``); they may lack utterances.
         more_wav: further audio files of the mixture, whose channels follow those of ``wav`` (``wav_2.scp``, ...).
+        spans: the part of its recordings that an utterance is, for all utterances or for none.
     """
 
     wav: Table
@@ -121,6 +157,7 @@ class DataDir:
     utt2spk: Table
     extra: Dict[str, Table] = field(default_factory=dict)
     more_wav: List[Table] = field(default_factory=list)
+    spans: Dict[str, Span] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.wav)
@@ -143,8 +180,12 @@ class DataDir:
         return speakers
 
     @classmethod
-    def read(cls, path: PathLike) -> "DataDir":
+    def read(cls, path: PathLike, unformatted: bool = False) -> "DataDir":
         """Read and validate a folder; without ``utt2spk`` each utterance is its own speaker, as in Kaldi.
+
+        Args:
+            path: the folder.
+            unformatted: also take commands in place of audio files, and ``segments``.
 
         Raises:
             UserError: a file is missing, malformed, unsorted, or disagrees with ``wav.scp`` about the utterances.
@@ -152,24 +193,36 @@ class DataDir:
         folder = Path(path)
         if not folder.is_dir():
             raise UserError(f"{path}: no such data folder")
-        wav = read_table(folder / "wav.scp")
+        if not unformatted:
+            _refuse_segments(folder)
+        segments = _read_segments(folder / SEGMENTS) if (folder / SEGMENTS).is_file() else {}
+
+        def read_scp(file: Path) -> Table:
+            table = read_table(file)
+            absent = sorted({recording for recording, _ in segments.values()} - table.keys())
+            if segments and absent:
+                raise UserError(f"{file} lacks {describe(absent)}, recordings of {folder / SEGMENTS}")
+            return {utt_id: table[recording] for utt_id, (recording, _) in segments.items()} if segments else table
+
+        wav = read_scp(folder / "wav.scp")
         has_speakers = (folder / "utt2spk").is_file()
         data = cls(
             wav=wav,
-            spk1=read_table(folder / "spk1.scp"),
+            spk1=read_scp(folder / "spk1.scp"),
             utt2spk=read_table(folder / "utt2spk") if has_speakers else {utt_id: utt_id for utt_id in wav},
             extra={name: read_table(folder / name) for name in EXTRA_TABLES if (folder / name).is_file()},
-            more_wav=[read_table(file) for file in _further_files(folder)],
+            more_wav=[read_scp(file) for file in _further_files(folder)],
+            spans={utt_id: span for utt_id, (_, span) in segments.items()},
         )
-        data.validate(str(folder))
+        data.validate(str(folder), unformatted)
         if (folder / "spk2utt").is_file():
             written = {speaker: " ".join(utts.split()) for speaker, utts in read_table(folder / "spk2utt").items()}
             if written != {speaker: " ".join(utts) for speaker, utts in data.spk2utt.items()}:
                 raise UserError(f"{folder / 'spk2utt'} does not agree with utt2spk; delete it or make it anew")
         return data
 
-    def validate(self, name: str = "data") -> None:
-        """Check that all tables hold the same utterances and that there is at least one.
+    def validate(self, name: str = "data", commands: bool = False) -> None:
+        """Check that all tables hold the same utterances, at least one, and audio files or, if allowed, commands.
 
         Raises:
             UserError: naming the table and the first utterances in question.
@@ -190,7 +243,8 @@ class DataDir:
             if surplus:
                 raise UserError(f"{name}/{file} has {describe(surplus)} that wav.scp lacks")
         for file, table in {"wav.scp": self.wav, "spk1.scp": self.spk1, **further}.items():
-            _check_audio_files(f"{name}/{file}", table)
+            if not commands:
+                _check_audio_files(f"{name}/{file}", table)
 
     def write(self, path: PathLike) -> None:
         """Write the folder; ``wav.scp`` comes last, so that its presence means a complete folder.
@@ -199,6 +253,7 @@ class DataDir:
             UserError: the tables do not fit together or hold something that cannot be written.
         """
         folder = Path(path)
+        assert not self.spans, "parts of recordings have no form but segments, which is not written"
         self.validate(str(folder))
         (folder / "wav.scp").unlink(missing_ok=True)
         for file in [*(folder / name for name in EXTRA_TABLES), *_further_files(folder)]:
@@ -229,6 +284,7 @@ class DataDir:
             utt2spk={u: self.utt2spk[u] for u in wanted},
             extra={name: table for name, table in extra.items() if table},
             more_wav=[{u: table[u] for u in wanted} for table in self.more_wav],
+            spans={u: self.spans[u] for u in wanted if u in self.spans},
         )
 
     def joined(self, other: "DataDir") -> "DataDir":

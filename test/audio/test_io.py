@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+from plain_user import plain_user
 
 from i2srf_kd.audio.io import as_samples, check_written, count_clipped, probe, read_audio, write_audio
 from i2srf_kd.audio.level import active_frames, active_power
@@ -105,14 +106,49 @@ def test_truncated_files_are_found(tmp_path):
         probe(tmp_path / "x.wav")
 
 
-def test_wav_of_unknown_length_from_a_pipe_is_read(tmp_path):
+@pytest.mark.parametrize(
+    "data, riff",
+    [
+        *((length, (length + 36) % 2**32) for length in (0x7FFFF000, 0x7FFFFFD8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)),
+        *((0, riff) for riff in (0, 8, 36, 0x7FFFF024, 0xFFFFFFFF)),
+    ],
+)
+def test_wav_of_unknown_length_from_a_pipe_is_read(tmp_path, data, riff):
     path = tmp_path / "x.wav"
     write_audio(path, tone(), FS)
     contents = bytearray(path.read_bytes())
     position = contents.index(b"data") + 4
-    contents[position : position + 4] = struct.pack("<I", 0xFFFFFFFF)
+    contents[position : position + 4], contents[4:8] = struct.pack("<I", data), struct.pack("<I", riff)
     path.write_bytes(contents)
-    assert len(read_audio(path)[0]) == 8000
+    assert probe(path).frames == 8000
+    assert np.array_equal(read_audio(path, start=5, frames=100)[0], np.float32(np.rint(tone() * 32768) / 32768)[5:105])
+
+
+def test_no_samples_before_other_chunks_are_no_placeholder(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(0), FS)
+    contents = bytearray((tmp_path / "x.wav").read_bytes()) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    contents[4:8] = struct.pack("<I", len(contents) - 8)
+    (tmp_path / "x.wav").write_bytes(contents)
+    assert probe(tmp_path / "x.wav").frames == 0
+
+
+def test_floating_point_at_the_scale_of_integers_is_refused(tmp_path):
+    soundfile.write(tmp_path / "x.wav", 32768 * tone(), FS, subtype="FLOAT")
+    with pytest.raises(UserError, match="x.wav: samples of up to 16384 .* divide them by 32768"):
+        read_audio(tmp_path / "x.wav")
+
+
+def test_files_that_may_not_be_read_are_named(tmp_path):
+    write_audio(tmp_path / "x.wav", tone(), FS)
+    (tmp_path / "x.wav").chmod(0)
+    with plain_user(), pytest.raises(UserError, match=r"x.wav: cannot be read \(Permission denied\)"):
+        read_audio(tmp_path / "x.wav")
+
+
+def test_names_that_are_not_utf8_are_written_and_read(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    write_audio(name, tone(), FS)
+    assert len(read_audio(name)[0]) == 8000
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -2,15 +2,17 @@
 
 import logging
 import os
+import re
 
 import numpy as np
 import pytest
 import soundfile
+from plain_user import plain_user
 
 from i2srf_kd.audio.io import probe, read_audio
 from i2srf_kd.data import formatting
 from i2srf_kd.data.formatting import FormatOptions, collect, format_data, format_shard
-from i2srf_kd.data.kaldi_dir import DataDir, read_table
+from i2srf_kd.data.kaldi_dir import DataDir, read_audio_table, read_table
 from i2srf_kd.system.errors import UserError
 
 FS = 16000
@@ -373,3 +375,89 @@ def test_bad_further_files_are_named(joined, tmp_path):
     (joined / "wav_2.scp").write_text("a0 x.wav\n")
     with pytest.raises(UserError, match="wav_2.scp lacks utterance b1"):
         DataDir.read(joined)
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """One recording of a second, in files, and in a data folder by itself."""
+    folder = make_data(tmp_path, {"rec": (noise(FS), noise(FS))})
+    for name in ("utt2spk", "spk2utt", "utt2snr"):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "wav.ark"])
+def test_segments_are_utterances(recording, tmp_path, audio_format):
+    (recording / "segments").write_text("rec_0 rec 0.0 0.25\nrec_1 rec 0.25 1.1\nrec_2 rec 0.5 -1\n")
+    (recording / "text").write_text("rec_1 hello\n")
+    options = FormatOptions(FS, audio_format)
+    for _ in range(2):  # the second time, everything is there
+        data = format_data(recording, tmp_path / "out", options)
+    assert data.extra["text"] == {"rec_1": "hello"}
+    assert data.extra["utt2num_samples"] == {"rec_0": "4000", "rec_1": "12000", "rec_2": "8000"}
+    for scp, table in (("wav.scp", data.wav), ("spk1.scp", data.spk1)):
+        whole = read_audio(read_table(recording / scp)["rec"])[0]
+        for utt_id, part in (("rec_0", whole[:4000]), ("rec_1", whole[4000:]), ("rec_2", whole[8000:])):
+            assert np.array_equal(read_audio(table[utt_id])[0], part)
+    (recording / "segments").write_text("rec_1 rec 0.0 0.5\n")
+    assert format_data(recording, tmp_path / "out", options).extra["utt2num_samples"] == {"rec_1": "8000"}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("u rec 0.0 1.6", "segment of 0 to 1.6 s, but .*rec.wav has 1 s"),
+        ("u rec 2 -1", "segment of 2 to -1 s"),
+        ("u rec 0.5 0.5", "u begins at 0.5 s and ends at 0.5 s"),
+        ("u rec 0.5", "expected '<utterance> <recording> <begin> <end>'"),
+        ("u rec a b", "expected '<utterance>"),
+        ("u other 0 1", "wav.scp lacks utterance other, recordings of .*segments"),
+    ],
+)
+def test_bad_segments_are_named(recording, tmp_path, line, message):
+    (recording / "segments").write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        format_data(recording, tmp_path / "out", FormatOptions())
+
+
+def test_segments_are_ignored_by_nobody(recording):
+    (recording / "segments").write_text("rec_0 rec 0.0 0.5\n")
+    for read in (DataDir.read, lambda folder: read_audio_table(folder / "wav.scp")):
+        with pytest.raises(UserError, match="segments: utterances are parts of recordings; format the set first"):
+            read(recording)
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "flac.ark"])
+def test_commands_are_run(recording, tmp_path, audio_format):
+    for scp in ("wav.scp", "spk1.scp"):
+        path = read_table(recording / scp)["rec"]
+        os.rename(path, tmp_path / f"{scp}.wav")
+        (recording / scp).write_text(f"rec cat {tmp_path}/{scp}.wav |\n")
+    with pytest.raises(UserError, match="commands \\(pipes\\) in place of audio files .* format the set first"):
+        DataDir.read(recording)
+    options = FormatOptions(FS, audio_format)
+    data = format_data(recording, tmp_path / "out", options)
+    assert np.array_equal(read_audio(data.wav["rec"])[0], read_audio(tmp_path / "wav.scp.wav")[0])
+    soundfile.write(tmp_path / "wav.scp.wav", noise(FS), FS)
+    data = format_data(recording, tmp_path / "out", options)  # nothing tells that the command prints something else
+    assert np.array_equal(read_audio(data.wav["rec"])[0], read_audio(tmp_path / "wav.scp.wav")[0])
+
+
+def test_commands_that_fail_are_named(recording, tmp_path):
+    for command, message in (
+        ("cat nowhere.wav", "rec: cat nowhere.wav |: ended with code 1: cat: nowhere.wav: No such file"),
+        ("echo hello", "rec: echo hello |: a text file, not audio"),
+        ("true", "rec: true |: empty file"),
+    ):
+        (recording / "wav.scp").write_text(f"rec {command} |\n")
+        with pytest.raises(UserError, match=re.escape(message)):
+            format_data(recording, tmp_path / "out", FormatOptions())
+
+
+def test_files_that_may_not_be_read_are_named_and_the_others_done(tmp_path):
+    folder = make_data(tmp_path, {name: (noise(), noise()) for name in "amz"})
+    os.chmod(DataDir.read(folder).wav["m"], 0)
+    for audio_format in ("flac", "flac.ark"):
+        with plain_user(), pytest.raises(UserError, match="1 of 3 .*\n.*m: .*m.wav: cannot be read"):
+            format_data(folder, tmp_path / audio_format, FormatOptions(FS, audio_format))
+    assert len(list((tmp_path / "flac").rglob("*.flac"))) == 4

@@ -15,18 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+import kaldiio
 import numpy as np
 import soundfile
 from reference.loader import whole_file_batches
 
 from bench.measure import Turns, median_seconds, ratio
 from bench.report import Column, Report
-from i2srf_kd.audio.ark import write_entry
-from i2srf_kd.audio.io import audio_bytes
 from i2srf_kd.corpora.noises import pink
 from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.data.chunks import training_batches
+from i2srf_kd.data.kaldi_dir import write_table
 
 FS = 16000
 FORMATS = ("wav", "flac", "wav.ark", "flac.ark")
@@ -53,20 +53,20 @@ def write_corpus(folder: Path, args: argparse.Namespace, suffix: str) -> None:
     random = np.random.default_rng(0)
     bursts = np.abs(np.sin(np.arange(samples) * (2 * np.pi * 1.5 / FS)))
     for table in ("wav", "spk1"):
-        lines = []
+        waves = {}
         for i in range(args.utterances):
-            path = folder / f"{table}_{i}.{suffix}"
             noise = pink(samples, FS, random)
-            wave = 0.3 * bursts * noise / np.abs(noise).max()
-            name = str(path)
-            if suffix.endswith(".ark"):
-                with (folder / f"{table}.ark").open("ab") as stream:
-                    content, _ = audio_bytes(f"utt{i:03}", wave, FS, suffix.removesuffix(".ark"))
-                    name = f"{folder / table}.ark:{write_entry(stream, f'utt{i:03}', content)[0]}"
-            else:
-                soundfile.write(path, wave, FS, subtype="PCM_16")
-            lines.append(f"utt{i:03} {name}\n")
-        (folder / f"{table}.scp").write_text("".join(lines), encoding="utf-8")
+            waves[f"utt{i:03}"] = (FS, 0.3 * bursts * noise / np.abs(noise).max())
+        scp = folder / f"{table}.scp"
+        if suffix.endswith(".ark"):
+            form = {"format": suffix.removesuffix(".ark"), "subtype": "PCM_16"}
+            ark = str(folder / f"{table}.ark")
+            kaldiio.save_ark(ark, waves, scp=str(scp), write_function="soundfile", write_kwargs=form)
+        else:
+            files = {utt_id: folder / f"{table}_{utt_id}.{suffix}" for utt_id in waves}
+            for utt_id, (fs, wave) in waves.items():
+                soundfile.write(files[utt_id], wave, fs, subtype="PCM_16")
+            write_table(scp, files)
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
