@@ -14,5 +14,5 @@ __all__ = ["__version__", "load_enhancer"]
 
 def __getattr__(name: str) -> Any:  # keeps `import i2srf_kd` free of torch
     if name == "load_enhancer":
-        return import_module("i2srf_kd.inference.enhancer").load_enhancer
+        return import_module("i2srf_kd.inference.loading").load_enhancer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
 import soundfile
@@ -229,3 +229,19 @@ class BlockWriter:
         except (soundfile.LibsndfileError, AssertionError) as error:
             # soundfile asserts that all samples were written; on a full disk they are not
             raise disk_full(self.path, f"is the disk full? {error}") from None
+
+
+def window_in_samples(window_seconds: float, overlap_seconds: float, fs: int) -> Tuple[int, int]:
+    """Window and overlap in samples.
+
+    Raises:
+        UserError: the overlap is negative or longer than half a window, or the window is empty.
+    """
+    if not window_seconds > 0:
+        raise UserError(f"window_seconds {window_seconds}: must be positive")
+    if not 0 <= overlap_seconds <= window_seconds / 2:
+        raise UserError(
+            f"overlap_seconds {overlap_seconds}: must lie between 0 and half of window_seconds {window_seconds}"
+        )
+    window = max(2, round(window_seconds * fs))
+    return window, min(round(overlap_seconds * fs), window // 2)

@@ -21,269 +21,25 @@ call.
 """
 
 import argparse
-import os
 import sys
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Optional, Sequence
 
-import numpy as np
-import soundfile
-
-from i2srf_kd.audio.io import probe
-from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks
-from i2srf_kd.audio.pcm import PCM_FORMATS, read_pcm, write_pcm
-from i2srf_kd.audio.spectral_stream import SpectralStream
-from i2srf_kd.export.runtimes import RUNTIMES, STREAM, onnx_file
+from i2srf_kd.audio.pcm import PCM_FORMATS
+from i2srf_kd.export.runtimes import RUNTIMES
+from i2srf_kd.inference.files import (
+    OVERLAP_SECONDS,
+    WINDOW_SECONDS,
+    Method,
+    Options,
+    Streams,
+    enhance_files,
+    enhance_pipe,
+    load_windows,
+    plan,
+    stream_opener,
+)
 from i2srf_kd.system.errors import UserError, run_command
-from i2srf_kd.system.progress import progress
-
-if TYPE_CHECKING:  # torch takes seconds to import; --help and wrong calls need not wait for it
-    from i2srf_kd.inference.enhancer import Enhancer
-
-# Suffixes of libsndfile's formats, without RAW, which needs a description of its content, and with other spellings.
-_AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-_AUDIO_SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".mp3"}
-
-# Of a file, in windows: shorter ones than the library's take less memory at once.
-WINDOW_SECONDS, OVERLAP_SECONDS = 10.0, 1.0
-
-
-class Job(NamedTuple):
-    """One file to enhance."""
-
-    source: Path
-    target: Path
-
-
-class Options(NamedTuple):
-    """How files are enhanced."""
-
-    keep_channels: bool
-    overwrite: bool
-
-
-def find_inputs(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:
-    """Audio files and their names relative to the input they belong to, each file once.
-
-    Raises:
-        UserError: an input does not exist, or a folder has no audio.
-    """
-    found: List[Tuple[Path, Path]] = []
-    seen: Set[Path] = set()
-    out_dir = out_dir.resolve()
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            files = [f for f in sorted(path.rglob("*")) if _is_audio(f) and out_dir not in f.resolve().parents]
-            if not files:
-                raise UserError(f"{path}: no audio files in this folder")
-        elif path.exists():
-            files = [path]
-        else:
-            raise UserError(f"{path}: no such file or folder")
-        for file in files:
-            if file.resolve() not in seen:
-                seen.add(file.resolve())
-                found.append((file, file.relative_to(path) if path.is_dir() else Path(file.name)))
-    return found
-
-
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def plan(inputs: Sequence[str], out_dir: Path) -> List[Job]:
-    """Decide where every output goes.
-
-    Raises:
-        UserError: as :func:`find_inputs`; or an output would be one of the inputs.
-    """
-    found = find_inputs(inputs, out_dir)
-    names = [name for _, name in found]
-    # compared without case, because some file systems do
-    if len({str(name).lower() for name in names}) < len(names):
-        sources = [Path(os.path.abspath(source)) for source, _ in found]
-        common = Path(os.path.commonpath([source.parent for source in sources]))
-        names = [source.relative_to(common) for source in sources]
-    jobs = [Job(source, out_dir / name) for (source, _), name in zip(found, names, strict=True)]
-    inodes = {(source.stat().st_dev, source.stat().st_ino) for source, _ in found}
-    for job in jobs:
-        if job.target.exists() and (job.target.stat().st_dev, job.target.stat().st_ino) in inodes:
-            raise UserError(f"{job.target} is itself an input and is not overwritten: choose another OUT_DIR")
-    return jobs
-
-
-class Windows:
-    """Enhances files in windows that are cross-faded, whatever the model and the file's rate."""
-
-    def __init__(self, enhancer: "Enhancer", window_seconds: float, overlap_seconds: float):
-        self.num_mics = enhancer.num_mics
-        self._enhancer = enhancer
-        self._seconds = window_seconds, overlap_seconds
-
-    def __call__(self, blocks: Iterator[np.ndarray], fs: int) -> Iterator[np.ndarray]:
-        """Enhance blocks ``(samples, channels)`` of one recording."""
-        from i2srf_kd.inference.enhancer import window_in_samples
-
-        return overlap_add_blocks(blocks, partial(self._process, fs), *window_in_samples(*self._seconds, fs))
-
-    def _process(self, fs: int, piece: np.ndarray) -> np.ndarray:
-        if self.num_mics > 1:
-            return self._enhancer.enhance_array(piece, fs)[:, None]
-        return np.stack([self._enhancer.enhance_array(channel, fs) for channel in piece.T], axis=1)
-
-
-class Streams:
-    """Enhances recordings in one go with a causal model.
-
-    Args:
-        open_stream: gives a stream for so many recordings side by side.
-    """
-
-    def __init__(self, open_stream: Callable[[int], "SpectralStream"]):
-        self._open = lru_cache(maxsize=1)(open_stream)
-        self.num_mics = self._open(1).num_mics
-        self.fs = self._open(1).fs
-
-    def __call__(self, blocks: Iterator[np.ndarray], fs: int) -> Iterator[np.ndarray]:
-        """Enhance blocks ``(samples, channels)`` of one recording; a piece comes out as soon as it is ready.
-
-        Raises:
-            UserError: it has another rate than the model.
-        """
-        if fs != self.fs:
-            raise UserError(
-                f"a stream runs at the model's {self.fs} Hz, not at {fs} Hz: resample first, or leave out --stream"
-            )
-        stream = None
-        for block in blocks:
-            if stream is None:
-                stream = self._open(block.shape[1] if self.num_mics == 1 else 1)
-                stream.reset()
-            yield self._columns(stream(block[:, : stream.channels]))
-        if stream is not None:
-            yield self._columns(stream.flush())
-
-    @staticmethod
-    def _columns(samples: np.ndarray) -> np.ndarray:
-        return samples if samples.ndim > 1 else samples[:, None]
-
-
-Method = Union[Windows, Streams]
-
-
-def enhance_file(method: Method, job: Job, options: Options) -> Iterator[float]:
-    """Enhance one file in constant memory; the output appears under its name when it is complete.
-
-    Yields:
-        Seconds of audio done since the last time.
-
-    Raises:
-        UserError: the file is bad, has too few channels, or its output exists or cannot be written.
-    """
-    if job.target.exists() and not options.overwrite:
-        raise UserError(f"{job.target} exists; give --overwrite true to replace it")
-    info = probe(job.source)
-    if info.channels < method.num_mics:
-        raise UserError(f"{job.source} has {info.channels} channels, the model needs {method.num_mics} microphones")
-    blocks = read_blocks(job.source)
-    channels = info.channels if method.num_mics == 1 else 1
-    if method.num_mics == 1 and not options.keep_channels:
-        channels = 1
-        blocks = (block.mean(axis=1, keepdims=True) for block in blocks)
-    with BlockWriter(job.target, job.source, channels) as writer:
-        for samples in method(blocks, info.fs):
-            writer.write(samples)
-            yield len(samples) / info.fs
-    if writer.clipped:
-        print(f"{job.target}: {writer.clipped} samples beyond full scale were clipped", file=sys.stderr)
-
-
-def enhance_files(method: Method, jobs: Sequence[Job], options: Options, failures: Dict[Path, str]) -> Iterator[float]:
-    """Enhance all files; what goes wrong with one is put into ``failures`` and does not keep the others from it.
-
-    Yields:
-        Seconds of audio done since the last time.
-    """
-    for job in jobs:
-        try:
-            yield from enhance_file(method, job, options)
-        except UserError as error:
-            failures[job.source] = str(error)
-        except (OSError, MemoryError, RuntimeError) as error:  # torch's and libsndfile's are RuntimeErrors
-            failures[job.source] = f"{job.source}: {type(error).__name__}: {error}"
-
-
-def enhance_pipe(
-    method: Streams, pcm_format: str, channels: int, block_samples: int, source: int = 0, target: int = 1
-) -> None:
-    """Enhance raw PCM from one file descriptor to another until the end of the input.
-
-    Raises:
-        UserError: too few channels, or the input ends within a sample; all before it has been written.
-        BrokenPipeError: nobody reads any more.
-    """
-    if channels < method.num_mics:
-        raise UserError(f"--channels {channels}: the model needs {method.num_mics} microphones")
-    broken: List[UserError] = []
-
-    def blocks() -> Iterator[np.ndarray]:
-        try:
-            yield from read_pcm(source, pcm_format, channels, block_samples)
-        except UserError as error:  # what the stream still holds is written first
-            broken.append(error)
-
-    for samples in method(blocks(), method.fs):
-        write_pcm(target, samples, pcm_format)
-    for error in broken:
-        raise error
-
-
-def stream_opener(
-    model: str, runtime: str, device: str, weights: Optional[str], num_threads: Optional[int]
-) -> Callable[[int], "SpectralStream"]:
-    """How to open streams of a model.
-
-    Args:
-        model: as for :func:`i2srf_kd.inference.enhancer.load_enhancer`.
-        runtime: see :func:`i2srf_kd.export.runtimes.onnx_file`.
-        weights: name of a file of weights.
-        num_threads: CPU threads.
-
-    Raises:
-        UserError: the model cannot run on a stream, or not with that runtime.
-    """
-    file = onnx_file(model, runtime, device, weights, STREAM)
-    if file is not None:
-        from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
-
-        return lambda streams: OnnxStreamingEnhancer(file, streams, num_threads)
-    from i2srf_kd.inference.enhancer import load_enhancer
-
-    return load_enhancer(model, device, weights).stream
-
-
-def _whole_seconds(parts: Iterator[float]) -> Iterator[None]:
-    """One item per second of audio, for the progress bar."""
-    done, shown = 0.0, 0
-    for part in parts:
-        done += part
-        while shown + 1 <= done:
-            shown += 1
-            yield
-
-
-def _total_seconds(jobs: Sequence[Job]) -> int:
-    """Length of all readable files; bad ones are reported when it is their turn."""
-    total = 0.0
-    for job in jobs:
-        try:
-            info = probe(job.source)
-            total += info.frames / info.fs
-        except UserError:
-            pass
-    return int(total)
 
 
 def _boolean(text: str) -> bool:
@@ -356,20 +112,10 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _method(args: argparse.Namespace) -> Method:
+    common = (args.model, args.runtime, args.device, args.model_file, args.num_threads)
     if args.stream:
-        opener = stream_opener(args.model, args.runtime, args.device, args.model_file, args.num_threads)
-        if args.num_threads and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(args.num_threads)
-        return Streams(opener)
-    import torch
-
-    from i2srf_kd.inference.enhancer import load_enhancer, window_in_samples
-
-    window_in_samples(args.window_seconds, args.overlap_seconds, 16000)  # a wrong option is reported before any work
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    enhancer = load_enhancer(args.model, args.device, args.model_file, args.runtime)
-    return Windows(enhancer, args.window_seconds, args.overlap_seconds)
+        return Streams(stream_opener(*common))
+    return load_windows(*common, args.window_seconds, args.overlap_seconds)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -385,11 +131,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         except KeyboardInterrupt:  # how one ends a pipe from a microphone
             return 130
         return 0
-    options = Options(args.keep_channels, args.overwrite)
-    failures: Dict[Path, str] = {}
-    seconds = _whole_seconds(enhance_files(method, jobs, options, failures))
-    for _ in progress(seconds, _total_seconds(jobs), desc="enhancing", unit="s"):
-        pass
+    failures = enhance_files(method, jobs, Options(args.keep_channels, args.overwrite))
     for reason in failures.values():
         print(f"error: {reason}", file=sys.stderr)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} files enhanced: {args.out_dir}")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
@@ -35,8 +36,9 @@ from i2srf_kd.export.onnx import (
     export_stream_onnx,
 )
 from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
-from i2srf_kd.inference.enhancer import Enhancer, OnnxFunction, WaveformDPDCRN, measure_complexity
+from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
 from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
+from i2srf_kd.inference.waveform import OnnxFunction, WaveformDPDCRN
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.system.config import read_yaml
@@ -256,7 +258,7 @@ def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str,
         step = onnx_stream.OnnxStep(file, threads)
         run: OnnxFunction = step.whole
         metadata = step.network.metadata
-        model.stream_file = file
+        model.onnx_stream = partial(onnx_stream.OnnxStreamingEnhancer, file)
     else:
         network = onnx_runtime.OnnxNetwork(file, threads)
         run, metadata = network, network.metadata

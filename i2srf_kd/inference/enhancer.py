@@ -1,33 +1,24 @@
 """The model a user holds: waveform in, waveform out, at any rate and of any length.
 
-enhancer = load_enhancer("exp/student")  # or a file of weights in it, or an exported folder
+enhancer = load_enhancer("exp/student")  # see i2srf_kd.inference.loading
 enhanced = enhancer(noisy, fs)  # (samples,) or (samples, channels) -> (samples,)
 """
 
-import json
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Callable, Optional, Protocol, Tuple, Union
+from typing import Any, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.audio.overlap_add import overlap_add
+from i2srf_kd.audio.overlap_add import overlap_add, window_in_samples
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.audio.spectral_stream import SpectralStream
-from i2srf_kd.export.runtimes import WHOLE, onnx_file
-from i2srf_kd.inference.experiment import Experiment, split_model_path
 from i2srf_kd.inference.stream import StreamingEnhancer
+from i2srf_kd.inference.waveform import WaveformDPDCRN, WindowModel
 from i2srf_kd.metrics.complexity import Complexity, macs_per_second
-from i2srf_kd.nets.dpdcrn import DPDCRN
-from i2srf_kd.nets.stft import STFT
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.system.files import PathLike, write_text
 
 Waveform = Union[np.ndarray, Tensor]
-OnnxFunction = Callable[[np.ndarray], np.ndarray]
-
 # Memory grows with the square of a window's length in some models, so whole recordings are limited to this.
 WINDOW_SECONDS = 30.0
 OVERLAP_SECONDS = 1.0
@@ -35,77 +26,6 @@ OVERLAP_SECONDS = 1.0
 _SHORTEST_SECONDS = 0.1
 # More columns than this and than rows: an array with channels and samples exchanged.
 _MOST_CHANNELS = 64
-
-
-class WindowModel(Protocol):
-    """What :class:`Enhancer` needs of a model: it turns one window at the model's rate into enhanced speech.
-
-    Attributes:
-        fs: sampling rate in Hz.
-        num_mics: microphones it uses.
-    """
-
-    fs: int
-    num_mics: int
-
-    def enhance_window(self, speech: Tensor) -> Tensor:
-        """``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""
-        ...
-
-
-class WaveformDPDCRN(nn.Module):
-    """STFT, DPDCRN and inverse STFT.
-
-    Args:
-        network: the network; its ``n_fft`` is that of the STFT.
-        fs: sampling rate in Hz.
-        hop_length: hop of the STFT in samples.
-        normalize_variance: divide the window by its standard deviation (over samples and channels) before the network
-            and multiply by it afterwards, as ESPnet's option of that name does. ESPnet takes the standard deviation
-            of a whole utterance; so does this, for what it is given at a time.
-
-    Attributes:
-        onnx: the same network in onnxruntime, ``(B, planes, T, F)`` to ``(B, 2, T, F)``, which runs in its place while
-            the model is on the CPU; None: there is none.
-        stream_file: ``model_stream.onnx``, which streams then run.
-    """
-
-    def __init__(self, network: DPDCRN, fs: int = 16000, hop_length: int = 256, normalize_variance: bool = False):
-        super().__init__()
-        self.network = network
-        self.stft = STFT(2 * (network.bins - 1), hop_length)
-        self.fs = fs
-        self.num_mics = network.input_channels // 2
-        self.normalize_variance = normalize_variance
-        self.onnx: Optional[OnnxFunction] = None
-        self.stream_file: Optional[Path] = None
-
-    def _enhance_spectrum(self, planes: Tensor) -> Tensor:
-        if self.onnx is None or planes.device.type != "cpu":
-            return self.network(planes).spectrum
-        return torch.from_numpy(self.onnx(planes.contiguous().numpy()))
-
-    @torch.no_grad()
-    def enhance_window(self, speech: Tensor) -> Tensor:
-        """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``.
-
-        The end is padded with zeros to a whole number of hops: the last
-        samples of any other length lie under the edge of one single frame, and the inverse STFT would divide them by
-        a window value near zero.
-        """
-        if speech.dim() == 2:
-            speech = speech.unsqueeze(-1)
-        batch, samples, _ = speech.shape
-        scale = torch.ones(batch, 1, dtype=speech.dtype, device=speech.device)
-        if self.normalize_variance and samples > 1:
-            deviation = speech.flatten(1).std(dim=1, keepdim=True)
-            scale = torch.where(deviation > 0, deviation, scale)
-        hop = self.stft.hop_length
-        padded = max(-(-samples // hop) * hop, self.stft.n_fft)
-        speech = speech / scale.unsqueeze(-1)
-        speech = nn.functional.pad(speech, (0, 0, 0, padded - samples))
-        enhanced = self.stft.inverse(self._enhance_spectrum(self.stft(speech)), padded)
-        return enhanced[:, :samples] * scale
 
 
 class Enhancer(nn.Module):
@@ -153,8 +73,8 @@ class Enhancer(nn.Module):
         """
         if not isinstance(self.model, WaveformDPDCRN):
             raise UserError("the model is no DPDCRN: only a causal DPDCRN can run on a stream")
-        if self.model.stream_file is not None and self.device.type == "cpu":
-            return import_module("i2srf_kd.export.onnx_stream").OnnxStreamingEnhancer(self.model.stream_file, streams)
+        if self.model.onnx_stream is not None and self.device.type == "cpu":
+            return self.model.onnx_stream(streams)
         return StreamingEnhancer(self.model, streams)
 
     @torch.no_grad()
@@ -208,22 +128,6 @@ class Enhancer(nn.Module):
         return result.astype(wave.dtype, copy=False)
 
 
-def window_in_samples(window_seconds: float, overlap_seconds: float, fs: int) -> Tuple[int, int]:
-    """Window and overlap in samples.
-
-    Raises:
-        UserError: the overlap is negative or longer than half a window, or the window is empty.
-    """
-    if not window_seconds > 0:
-        raise UserError(f"window_seconds {window_seconds}: must be positive")
-    if not 0 <= overlap_seconds <= window_seconds / 2:
-        raise UserError(
-            f"overlap_seconds {overlap_seconds}: must lie between 0 and half of window_seconds {window_seconds}"
-        )
-    window = max(2, round(window_seconds * fs))
-    return window, min(round(overlap_seconds * fs), window // 2)
-
-
 def _check_waveform(wave: np.ndarray, num_mics: int) -> None:
     if wave.ndim not in (1, 2) or not wave.size:
         raise UserError(f"a waveform of shape {wave.shape}: expected (samples,) or (samples, channels), not empty")
@@ -237,69 +141,6 @@ def _check_waveform(wave: np.ndarray, num_mics: int) -> None:
     if not np.isfinite(wave).all():
         first = np.argwhere(~np.isfinite(wave))[0][0]
         raise UserError(f"the waveform has NaN or infinite values, the first at sample {first}")
-
-
-def check_device(device: str) -> torch.device:
-    """A device by name.
-
-    Raises:
-        UserError: torch does not know it, or it is not in this machine.
-    """
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device {device}: no such device; use cpu or cuda") from None
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise UserError(f"--device {device}: torch sees {count} GPUs on this machine; use --device cpu")
-    return chosen
-
-
-def load_enhancer(
-    path: PathLike, device: str = "cpu", weights: Optional[str] = None, runtime: str = "auto"
-) -> Enhancer:
-    """Load a trained model for use.
-
-    Args:
-        path: an experiment folder, a file of weights in one, or a folder that ``i2srf_kd.bin.export`` wrote.
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
-        weights: name of a file of weights in an experiment folder (default: :meth:`Experiment.weights`).
-        runtime: ``torch``; ``onnx`` or ``int8`` for the files of an exported folder, with as many threads as torch has
-            at that time; ``auto``: ``onnx`` on the CPU where the folder has it and onnxruntime is installed, else
-            ``torch``.
-
-    Raises:
-        UserError: something is absent, damaged or does not fit together.
-    """
-    from i2srf_kd.export.bundle import is_bundle, load_bundle_model
-
-    chosen = check_device(device)
-    folder, name = split_model_path(path)
-    if is_bundle(folder):
-        if weights is not None:
-            raise UserError(f"{folder} is an exported model with one file of weights; {weights} cannot be chosen")
-        model: Any = load_bundle_model(folder, runtime, device)
-    else:
-        onnx_file(folder, runtime, device, weights or name, WHOLE)  # which an experiment has not
-        model = _load_from_experiment(Experiment(folder), weights or name, device)
-    return Enhancer(model).to(chosen).eval()
-
-
-def _load_from_experiment(experiment: Experiment, weights: Optional[str], device: str) -> Any:
-    if experiment.why_not_portable() is None:
-        return WaveformDPDCRN(
-            experiment.network(weights), experiment.fs, experiment.stft["hop_length"], experiment.normalize_variance
-        )
-    try:
-        loading = import_module("i2srf_kd.espnet.loading")
-    except ImportError as error:
-        raise UserError(
-            f"{experiment.path} needs ESPnet ({experiment.why_not_portable()}), which cannot be imported ({error}); "
-            "install it with pip install i2srf_kd[espnet]"
-        ) from None
-    path = experiment.path if weights is None else experiment.weights(weights)
-    return loading.load_enhancer_from_experiment(path, device)
 
 
 class _AsForward(nn.Module):
@@ -321,19 +162,3 @@ def measure_complexity(enhancer: Enhancer, seconds: float = 4.0) -> Complexity:
         return (torch.zeros(shape, device=enhancer.device),)
 
     return macs_per_second(_AsForward(enhancer.model), make_input, seconds)
-
-
-def write_complexity(model: PathLike, out_dir: Optional[PathLike] = None) -> Path:
-    """Write ``complexity.json``, with the fields of :class:`i2srf_kd.metrics.complexity.Complexity` as keys.
-
-    Args:
-        model: as for :func:`load_enhancer`.
-        out_dir: where to write; default: the model's folder.
-
-    Returns:
-        The file.
-    """
-    target = Path(out_dir) if out_dir is not None else split_model_path(model)[0]
-    result = measure_complexity(load_enhancer(model, runtime="torch"))._asdict()
-    write_text(target / "complexity.json", json.dumps(result, indent=2) + "\n")
-    return target / "complexity.json"

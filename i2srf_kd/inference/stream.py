@@ -6,17 +6,15 @@ for block in blocks:  # any sizes
 play(stream.flush())
 """
 
-from typing import TYPE_CHECKING, List
+from typing import List
 
 import numpy as np
 import torch
 
 from i2srf_kd.audio.spectral_stream import SpectralStream
+from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.nets.streaming import StreamingDPDCRN
 from i2srf_kd.system.errors import UserError
-
-if TYPE_CHECKING:
-    from i2srf_kd.inference.enhancer import WaveformDPDCRN
 
 
 class StreamingEnhancer(SpectralStream):
@@ -30,7 +28,7 @@ class StreamingEnhancer(SpectralStream):
         UserError: the model cannot run on a stream.
     """
 
-    def __init__(self, model: "WaveformDPDCRN", streams: int = 1):
+    def __init__(self, model: WaveformDPDCRN, streams: int = 1):
         check_can_stream(model.network.causal, model.normalize_variance)
         super().__init__(model.fs, model.stft.n_fft, model.stft.hop_length, model.num_mics, streams)
         self._network = StreamingDPDCRN(model.network)

@@ -12,9 +12,10 @@ import soundfile
 import torch
 from export.trained import SMALL, make_experiment, make_network
 
-from i2srf_kd.bin.enhance import main, plan
+from i2srf_kd.bin.enhance import main
 from i2srf_kd.export.bundle import export_bundle
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.files import plan
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

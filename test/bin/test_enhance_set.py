@@ -7,11 +7,11 @@ import pytest
 import soundfile
 from export.trained import make_experiment, make_network, save_weights
 
-from i2srf_kd.bin import enhance_set
 from i2srf_kd.bin.enhance_set import main
 from i2srf_kd.data.kaldi_dir import read_table
 from i2srf_kd.export.bundle import export_bundle
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference import data_set
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 LENGTHS = {"p1_001": 4000, "p1_002": 900, "p2_001": 6000, "p2_002": 2500, "p2_003": 3000}
@@ -39,8 +39,8 @@ def data(tmp_path):
 def enhanced_now(monkeypatch):
     """Utterances that are really enhanced, in order."""
     names = []
-    original = enhance_set._enhance
-    monkeypatch.setattr(enhance_set, "_enhance", lambda task: names.append(task[0]) or original(task))
+    original = data_set._enhance
+    monkeypatch.setattr(data_set, "_enhance", lambda task: names.append(task[0]) or original(task))
     return names
 
 
@@ -107,20 +107,20 @@ def test_goes_on_where_it_was(model, data, tmp_path, enhanced_now):
 
 
 def test_a_killed_run_loses_nothing_that_was_done(model, data, tmp_path, monkeypatch, enhanced_now):
-    original = enhance_set.write_audio
+    original = data_set.write_audio
 
     def dies_at_third(path, *rest):
         if len(enhanced_now) == 3:
             raise KeyboardInterrupt
         return original(path, *rest)
 
-    monkeypatch.setattr(enhance_set, "write_audio", dies_at_third)
+    monkeypatch.setattr(data_set, "write_audio", dies_at_third)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(model, data, out)
     journal = next((out / "shards").glob("journal.*"))
     journal.write_text(journal.read_text() + '\n{"utt": "p2_0')  # cut while writing
-    monkeypatch.setattr(enhance_set, "write_audio", original)
+    monkeypatch.setattr(data_set, "write_audio", original)
     run(model, data, out)
     assert enhanced_now[3:] == ["p2_001", "p2_002", "p2_003"]
     assert json.loads((out / "enhance.json").read_text())["utterances"] == 5
@@ -160,8 +160,8 @@ def test_nothing_is_scaled_and_clipping_is_counted(model, data, tmp_path, monkey
         def __call__(self, wave, fs, *_):
             return 10 * wave
 
-    monkeypatch.setattr("i2srf_kd.inference.enhancer.load_enhancer", lambda *_: Louder())
-    monkeypatch.setattr(enhance_set, "write_complexity_beside", lambda *_: None)
+    monkeypatch.setattr("i2srf_kd.inference.loading.load_enhancer", lambda *_: Louder())
+    monkeypatch.setattr(data_set, "write_complexity_beside", lambda *_: None)
     run(model, data, tmp_path / "out")
     wave, _ = soundfile.read(data / "audio" / "p1_002.flac")
     expected = np.clip(10 * wave, -1, 1 - 2**-15)

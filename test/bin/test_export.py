@@ -8,7 +8,7 @@ from export.trained import make_experiment, make_network, save_weights
 
 from i2srf_kd.bin.export import main
 from i2srf_kd.export import onnx as onnx_export
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))

@@ -11,7 +11,7 @@ import toy
 from i2srf_kd.audio import ambisonics
 from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.registry import register_all
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 OPTIONS = {"rotation": True, "mirror": True, "level_db": [-6, 6]}

@@ -13,7 +13,7 @@ from export.trained import make_experiment, make_network
 
 from i2srf_kd.export import bundle
 from i2srf_kd.export.bundle import export_bundle, is_bundle, sha256_of
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 

@@ -14,7 +14,7 @@ from i2srf_kd.export import onnx as onnx_export
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import TOLERANCE, check_onnx, export_onnx
 from i2srf_kd.export.onnx_runtime import NumpySTFT, OnnxEnhancer
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 onnxruntime = pytest.importorskip("onnxruntime")

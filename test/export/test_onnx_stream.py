@@ -12,7 +12,7 @@ from i2srf_kd.export import onnx_stream
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx import check_stream_onnx, export_stream_onnx
 from i2srf_kd.export.onnx_stream import OnnxStep, OnnxStreamingEnhancer, OnnxStreamNetwork
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 onnx = pytest.importorskip("onnx")

@@ -11,8 +11,10 @@ from export.trained import make_experiment, make_network, save_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2srf_kd.inference.enhancer import Enhancer, WaveformDPDCRN, load_enhancer, measure_complexity, write_complexity
+from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
 from i2srf_kd.inference.experiment import Experiment
+from i2srf_kd.inference.loading import load_enhancer, write_complexity
+from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.nets.presets import build_dpdcrn
 from i2srf_kd.system.errors import UserError
 

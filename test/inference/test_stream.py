@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.export.bundle import export_bundle
-from i2srf_kd.inference.enhancer import Enhancer, WaveformDPDCRN, load_enhancer
+from i2srf_kd.inference.enhancer import Enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.inference.stream import StreamingEnhancer
+from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.system.errors import UserError
 
 CAUSAL = {"causal": True, "attention_window": 12}
@@ -126,7 +128,8 @@ def test_memory_does_not_grow(stream):
 _AN_HOUR = """
 import sys
 import numpy as np, torch
-from i2srf_kd.inference.enhancer import Enhancer, WaveformDPDCRN
+from i2srf_kd.inference.enhancer import Enhancer
+from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.system.memory import peak_resident_bytes
 from i2srf_kd.nets import build_dpdcrn
 torch.set_num_threads(1)

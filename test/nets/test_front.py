@@ -8,7 +8,7 @@ from export.trained import SMALL, make_experiment, make_network
 from i2srf_kd.bin import complexity
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.export.onnx_runtime import OnnxEnhancer
-from i2srf_kd.inference.enhancer import load_enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.nets import DPDCRN
 from i2srf_kd.nets.front import ChannelAttention, ComplexMix, build_front
 from i2srf_kd.system.errors import UserError

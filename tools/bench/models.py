@@ -17,7 +17,8 @@ import torch
 from bench.measure import Clock, Turns, Work, in_turns, median_seconds
 from bench.memory import memory_columns
 from bench.report import Column, Report
-from i2srf_kd.inference.enhancer import Enhancer, load_enhancer, measure_complexity
+from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 FS = 16000

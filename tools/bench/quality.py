@@ -19,7 +19,8 @@ from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
-from i2srf_kd.inference.enhancer import Enhancer, load_enhancer
+from i2srf_kd.inference.enhancer import Enhancer
+from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.metrics.bootstrap import mean_with_interval, paired_difference
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask

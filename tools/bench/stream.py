@@ -18,8 +18,8 @@ import torch
 from bench.report import Column, Report
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.export.onnx import export_stream_onnx, missing_packages
-from i2srf_kd.inference.enhancer import WaveformDPDCRN
 from i2srf_kd.inference.stream import StreamingEnhancer
+from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.nets import PRESETS, build_dpdcrn
 from i2srf_kd.system.errors import UserError
 

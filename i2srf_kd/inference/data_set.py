@@ -1,0 +1,260 @@
+"""A data set through a model: in parts, in processes, and on from where an earlier run ended.
+
+torch is not imported before a model is: it is needed in the worker processes alone.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from i2srf_kd.audio.ark import file_of
+from i2srf_kd.audio.io import read_audio, write_audio
+from i2srf_kd.data.kaldi_dir import Table, describe, read_audio_table, write_table
+from i2srf_kd.system.errors import DiskFull, UserError
+from i2srf_kd.system.files import remove_temporaries, write_text
+from i2srf_kd.system.pool import process_map
+from i2srf_kd.system.progress import progress
+
+Record = Dict[str, Any]
+SCPS = ("spk1.scp", "wav.scp")
+
+
+class Options(NamedTuple):
+    """How utterances are enhanced; goes to the worker processes."""
+
+    model: str
+    model_file: Optional[str]
+    device: str
+    max_window_seconds: float
+    num_threads: int
+    runtime: str = "auto"
+
+
+def read_mixtures(data_dir: str) -> Table:
+    """Audio file per utterance from ``wav.scp``.
+
+    Raises:
+        UserError: it is absent or malformed, has commands in place of files, or ids that cannot be file names.
+    """
+    table = read_audio_table(Path(data_dir) / "wav.scp")
+    bad = [utt for utt in table if "/" in utt or utt.startswith(".")]
+    if bad:
+        raise UserError(f"{data_dir}/wav.scp: {describe(bad)} cannot be names of files; rename them")
+    return table
+
+
+def fingerprint(options: Options) -> str:
+    """Text that changes when the outputs could: weights, configuration and window."""
+    from i2srf_kd.export.bundle import WEIGHTS, is_bundle
+    from i2srf_kd.export.runtimes import INT8_ONNX, WHOLE, onnx_file
+    from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
+
+    onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
+    folder, name = split_model_path(options.model)
+    weights = folder / WEIGHTS if is_bundle(folder) else Experiment(folder).weights(options.model_file or name)
+    digest = hashlib.sha256(repr(options.max_window_seconds).encode())
+    int8 = [folder / INT8_ONNX] if options.runtime == "int8" else []
+    for path in (folder / CONFIG, weights, *int8):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+_worker: Dict[str, Any] = {}
+
+
+def _start_worker(options: Options) -> None:
+    """Load the model once per process."""
+    import torch
+
+    from i2srf_kd.inference.loading import load_enhancer
+
+    torch.set_num_threads(options.num_threads)
+    _worker["enhancer"] = load_enhancer(options.model, options.device, options.model_file, options.runtime)
+    _worker["options"] = options
+
+
+def _enhance(task: Tuple[str, str, str]) -> Record:
+    """Enhance one utterance and write it: what is recorded about it."""
+    utt, source, target = task
+    enhancer, options = _worker["enhancer"], _worker["options"]
+    try:
+        before = source_state(source)
+        wave, fs = read_audio(source)
+        start = time.perf_counter()
+        overlap = min(1.0, options.max_window_seconds / 2)
+        enhanced = enhancer(wave, fs, options.max_window_seconds, overlap)
+        compute_seconds = time.perf_counter() - start
+        clipped = write_audio(target, enhanced, fs, "PCM_16")
+    except DiskFull:
+        raise
+    except UserError as error:
+        raise UserError(f"utterance {utt}: {error}") from None
+    except RuntimeError as error:  # torch's, such as a lack of memory
+        hint = "a lower --max_window_seconds needs less memory"
+        raise UserError(f"utterance {utt} ({source}): {error}; {hint}") from None
+    return {
+        "utt": utt,
+        "source": before,
+        "seconds": len(wave) / fs,
+        "compute_seconds": compute_seconds,
+        "samples": len(wave),
+        "clipped": clipped,
+    }
+
+
+def source_state(path: str) -> List[Any]:
+    """What tells whether a file is still the same: path, size, time of change.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        state = os.stat(file_of(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return [path, state.st_size, state.st_mtime_ns]
+
+
+def _is_unchanged(record: Record, path: str) -> bool:
+    try:
+        return record["source"] == source_state(path)
+    except UserError:  # reported with the utterance's name when it is enhanced
+        return False
+
+
+def enhance_all(tasks: Sequence[Tuple[str, str, str]], options: Options, nj: int) -> Iterator[Record]:
+    """Enhance utterances in ``nj`` processes, in the order of ``tasks``."""
+    with process_map(_enhance, tasks, nj, chunksize=1, initializer=_start_worker, initargs=(options,)) as records:
+        yield from records
+
+
+def _shard_file(out_dir: Path, index: int, count: int) -> Path:
+    return out_dir / "shards" / f"{index}-of-{count}.json"
+
+
+def _journals(out_dir: Path, mark: str) -> List[Path]:
+    return sorted((out_dir / "shards").glob(f"journal.{mark}.*.jsonl"))
+
+
+def read_done(out_dir: Path, mark: str) -> Dict[str, Record]:
+    """What was enhanced before with the fingerprint ``mark``, by whatever shard, and is still there."""
+    done: Dict[str, Record] = {}
+    for journal in _journals(out_dir, mark):
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed
+                continue
+            done[record["utt"]] = record
+    return {utt: record for utt, record in done.items() if _wav(out_dir, utt).is_file()}
+
+
+def _wav(out_dir: Path, utt: str) -> Path:
+    return out_dir / "wav" / f"{utt}.wav"
+
+
+def enhance_shard(
+    table: Table, options: Options, out_dir: Path, shard: Tuple[int, int], nj: int, overwrite: bool
+) -> None:
+    """Enhance every N-th utterance. Each finished one is noted at once, so that a killed run loses none."""
+    index, count = shard
+    target = _shard_file(out_dir, index, count)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # a shard that fails must not leave an older one to be collected
+    for scp in SCPS:
+        (out_dir / scp).unlink(missing_ok=True)  # they stand for a complete set
+    mark = fingerprint(options)
+    for journal in _journals(out_dir, "*"):
+        if journal.name.split(".")[1] != mark:  # its audio is about to be replaced
+            journal.unlink(missing_ok=True)
+    chosen = sorted(table)[index - 1 :: count]
+    known = {} if overwrite else read_done(out_dir, mark)
+    records = {utt: known[utt] for utt in chosen if utt in known and _is_unchanged(known[utt], table[utt])}
+    tasks = [(utt, table[utt], str(_wav(out_dir, utt))) for utt in chosen if utt not in records]
+    if records:
+        print(f"{len(records)} of {len(chosen)} utterances were enhanced before", flush=True)
+    journal = target.parent / f"journal.{mark}.{index}-of-{count}.jsonl"
+    with open(journal, "a", encoding="utf-8") as file:
+        for record in progress(enhance_all(tasks, options, nj), len(tasks), desc="enhancing"):
+            # the line break comes first, in case a killed run left half a line
+            file.write("\n" + json.dumps(record))
+            file.flush()
+            records[record["utt"]] = record
+    summary = {"fingerprint": mark, **summarise(list(records.values())), "records": list(records.values())}
+    write_text(target, json.dumps(summary, indent=1) + "\n")
+
+
+def summarise(records: Sequence[Record]) -> Dict[str, Any]:
+    """Totals over utterances; the real-time factor is computing time over length, without reading and writing."""
+    seconds = math.fsum(record["seconds"] for record in records)
+    compute_seconds = math.fsum(record["compute_seconds"] for record in records)
+    return {
+        "utterances": len(records),
+        "seconds": seconds,
+        "compute_seconds": compute_seconds,
+        "real_time_factor": compute_seconds / seconds if seconds else None,
+        "clipped_samples": sum(record["clipped"] for record in records),
+        "clipped_utterances": sum(record["clipped"] > 0 for record in records),
+    }
+
+
+def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[str, Any]:
+    """Check that the shards cover the set, and write spk1.scp, wav.scp, enhance.json and complexity.json.
+
+    Raises:
+        UserError: shards or utterances are missing, or were made by different models.
+    """
+    files = [_shard_file(out_dir, index, count) for index in range(1, count + 1)]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{len(absent)} of {count} shards are not there: {', '.join(absent[:5])}; run them again")
+    shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    mark = fingerprint(options)
+    other = [str(file) for file, shard in zip(files, shards, strict=True) if shard["fingerprint"] != mark]
+    if other:
+        raise UserError(f"made by another model or with other options: {', '.join(other[:5])}; run those shards again")
+    records = [record for shard in shards for record in shard["records"]]
+    names = sorted(record["utt"] for record in records)
+    if names != sorted(table):
+        wrong = sorted(set(names) ^ set(table)) or sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{out_dir}/shards do not hold each utterance once ({describe(wrong)}); run all shards again")
+    lost = [utt for utt in names if not _wav(out_dir, utt).is_file()]
+    if lost:
+        raise UserError(f"{out_dir}/wav lacks {describe(lost)}; run the shards again")
+    result = {
+        **summarise(records),
+        "model": options.model,
+        "fingerprint": mark,
+        "device": _device_name(options.device),
+        "num_threads": options.num_threads,
+        "max_window_seconds": options.max_window_seconds,
+    }
+    write_text(out_dir / "enhance.json", json.dumps(result, indent=2) + "\n")
+    write_complexity_beside(options, out_dir)
+    for folder in (out_dir, out_dir / "wav", out_dir / "shards"):
+        remove_temporaries(folder)  # of runs that were killed; all shards are finished
+    for scp in SCPS:
+        write_table(out_dir / scp, {utt: _wav(out_dir, utt) for utt in names})
+    return result
+
+
+def write_complexity_beside(options: Options, out_dir: Path) -> None:
+    """Write complexity.json into the folder that ``out_dir`` is in.
+
+    That is the experiment's where the pipeline enhances; a model from elsewhere is read and never written to.
+    """
+    from i2srf_kd.inference.loading import write_complexity
+
+    write_complexity(options.model, Path(os.path.abspath(out_dir)).parent)
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return device
