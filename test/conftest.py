@@ -8,12 +8,11 @@ from typing import List
 
 import pytest
 from hypothesis import settings
+from places import REPOSITORY
 
 # The same examples and numbers in every run, however slow the machine; HYPOTHESIS_PROFILE=default looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

@@ -5,11 +5,10 @@ import importlib
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import setuptools
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = {"yaml": "pyyaml"}  # modules called otherwise than the package they come with
 # Metrics, reports, ONNX and ESPnet are extras; so is what only ablations and some data commands need.
 EXTRAS = ("ablation", "bin", "corpora", "data", "espnet", "export", "metrics", "results", "training")

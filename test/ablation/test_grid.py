@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import VOICEBANK
 
 from i2srf_kd.ablation.check import check_distill
 from i2srf_kd.ablation.grid import override, read_grid
 from i2srf_kd.distill import method_names
 from i2srf_kd.system.errors import UserError
 
-RECIPE = Path(__file__).resolve().parents[2] / "egs" / "voicebank"
-GRIDS = sorted((RECIPE / "conf" / "ablation").glob("*.yaml"))
+GRIDS = sorted((VOICEBANK / "conf" / "ablation").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -161,13 +161,13 @@ def test_override_counts_into_lists():
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_shipped_grids(path, monkeypatch):
-    monkeypatch.chdir(RECIPE)
+    monkeypatch.chdir(VOICEBANK)
     result = read_grid(path, check_distill)
     assert len(result.cells) >= 2
 
 
 def test_the_grid_of_methods_has_them_all(monkeypatch):
-    monkeypatch.chdir(RECIPE)
+    monkeypatch.chdir(VOICEBANK)
     result = read_grid("conf/ablation/methods.yaml")
     shipped = {yaml.safe_load(file.read_text())["method"] for file in Path("conf/distill").glob("*.yaml")}
     assert {cell.distill["method"] for cell in result.cells if cell.distill} == shipped

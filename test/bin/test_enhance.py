@@ -4,21 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from export.trained import SMALL, make_experiment, make_network
+from places import REPOSITORY
 
 from i2srf_kd.bin.enhance import main
 from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.inference.files import plan
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import CONF
 
 from i2srf_kd.bin import taps
 from i2srf_kd.system.errors import UserError
-
-CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf"
 
 
 @pytest.mark.parametrize(

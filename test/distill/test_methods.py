@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from places import CONF
 from scipy import signal, special
 from scipy.spatial import distance
 
@@ -19,7 +20,7 @@ from i2srf_kd.distill.methods.dfkd import low_band
 from i2srf_kd.distill.methods.dispatch import leading_patches, patch_means
 from i2srf_kd.distill.methods.reviewkd import hierarchical_loss
 
-CONFIGS = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf" / "distill"
+CONFIGS = CONF / "distill"
 BATCH, FRAMES, SAMPLES = 3, 6, 1000
 # Sizes of the layers (C, F): the student is narrower, shallower in one set, and sees fewer bins.
 STUDENT = {"encoder": [(4, 9), (6, 5)], "dual_path": [(3, 5)], "decoder": [(4, 9), (2, 17)]}

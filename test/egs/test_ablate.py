@@ -15,11 +15,10 @@ from typing import Iterator, List, Optional
 
 import pytest
 import slurm_cluster
+from places import REPOSITORY, VOICEBANK
 
 from i2srf_kd.bin import ablate
 from i2srf_kd.system.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Plays `python`: runs the ablation and run_jobs for real and pretends the rest.
 STUB = r"""#!{python} -S
@@ -119,7 +118,7 @@ class Recipe:
         (repository / "i2srf_kd").symlink_to(REPOSITORY / "i2srf_kd")
         self.folder = repository / "egs" / "corpus"
         for name in ("run.sh", "ablate.sh", "cmd.sh", "path.sh"):
-            self.write(name, (REPOSITORY / "egs" / "voicebank" / name).read_text())
+            self.write(name, (VOICEBANK / name).read_text())
             (self.folder / name).chmod(0o755)
         for name in ("local/data.py", "conf/mini/train_teacher.yaml", "conf/mini/train_student.yaml"):
             self.write(name, "# of the test\n")

@@ -12,12 +12,12 @@ from typing import Dict, List
 
 import pytest
 import yaml
+from places import VOICEBANK
 
 from i2srf_kd.bin import mini_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-RECIPE = Path(__file__).resolve().parents[2] / "egs" / "voicebank"
 GRID = {
     "seeds": [0],
     "baseline": "undistilled",
@@ -35,7 +35,7 @@ class Study:
         self.root = root
         mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
         for name in ("teacher", "student"):
-            options = yaml.safe_load((RECIPE / f"conf/mini/train_{name}.yaml").read_text())
+            options = yaml.safe_load((VOICEBANK / f"conf/mini/train_{name}.yaml").read_text())
             options["separator_conf"] = {"channels": 8, "blocks": 1, "heads": 2}
             options.update(chunk_length=4000, batch_size=4, num_iters_per_epoch=8, max_epoch=2, quality_utts=0)
             options.update(save_interval_steps=3, scheduler_conf={"max_lr": 3e-3, "total_steps": 16})
@@ -59,7 +59,7 @@ class Study:
             "num_threads": 1,
         }
         return [
-            str(RECIPE / "ablate.sh"),
+            str(VOICEBANK / "ablate.sh"),
             *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
         ]
 
@@ -105,7 +105,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = Study(tmp_path_factory.mktemp("a study"))
     options = study.command("exp")
     given = options[options.index("--python") : options.index("--teacher_exp")]  # without --grid and --teacher_exp
-    shared = [str(RECIPE / "run.sh"), *given, "--check_counts", "false", "--nj", "1", "--num_threads", "1"]
+    shared = [str(VOICEBANK / "run.sh"), *given, "--check_counts", "false", "--nj", "1", "--num_threads", "1"]
     done = subprocess.run([*shared, "--stop_stage", "4"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (study.root / "exp" / "teacher").rename(study.root / "teacher")

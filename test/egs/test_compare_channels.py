@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ARMS = {"exp/mics2": 0.3, "exp/mics1": 0.2, "exp/w/mics1": 0.1}
 
 ABLATE = """#!{python}

@@ -8,13 +8,14 @@ from typing import List
 import numpy as np
 import pytest
 import soundfile
+from places import REPOSITORY
 
 from i2srf_kd import load_enhancer
 from i2srf_kd.bin import enhance, mini_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-RECIPE = Path(__file__).resolve().parents[2] / "egs" / "l3das23"
+RECIPE = REPOSITORY / "egs" / "l3das23"
 MODELS = ("teacher", "student", "student_kd")
 
 

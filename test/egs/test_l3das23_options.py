@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from egs.test_pipeline_options import REPOSITORY, Recipe, option
+from egs.test_pipeline_options import Recipe, option
+from places import REPOSITORY
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from typing import Dict, List
 import pytest
 import torch
 import yaml
+from places import VOICEBANK
 
 from i2srf_kd.bin import mini_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPE = REPOSITORY / "egs" / "voicebank"
 MODELS = ("teacher", "student", "student_kd")
 
 
@@ -41,7 +40,7 @@ class Recipe:
         self.root = root
         mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
         for name, channels, source in (("teacher", 12, "teacher"), ("student", 8, "student")):
-            options = yaml.safe_load((RECIPE / f"conf/mini/train_{source}.yaml").read_text())
+            options = yaml.safe_load((VOICEBANK / f"conf/mini/train_{source}.yaml").read_text())
             options["separator_conf"] = {"channels": channels, "blocks": 1, "heads": 2}
             options.update(chunk_length=8000, batch_size=4, num_iters_per_epoch=30, max_epoch=2, quality_utts=2)
             options.update(save_interval_steps=7, scheduler_conf={"max_lr": 3e-3, "total_steps": 60, "pct_start": 0.1})
@@ -65,7 +64,7 @@ class Recipe:
             "num_threads": "1",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        return [str(RECIPE / "run.sh"), *words, *more]
+        return [str(VOICEBANK / "run.sh"), *words, *more]
 
     def run(self, expdir: str, *more: str, code: int = 0) -> str:
         done = subprocess.run(

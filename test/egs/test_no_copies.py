@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Set, Tuple
 
 import pytest
+from places import REPOSITORY
 
-EGS = Path(__file__).resolve().parents[2] / "egs"
+EGS = REPOSITORY / "egs"
 RUN = 5  # so many lines in a row that are the same, comments and blank lines aside, are a copy
 
 

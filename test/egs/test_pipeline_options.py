@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from places import REPOSITORY, VOICEBANK
 
 # Plays `python`: runs run_jobs and step for real and pretends the rest.
 STUB = r"""#!{python} -S
@@ -86,7 +85,7 @@ class Recipe:
         self.folder = repository / "egs" / "corpus"
         self.folder.mkdir()
         for name in ("run.sh", "cmd.sh", "path.sh"):
-            shutil.copy(REPOSITORY / "egs" / "voicebank" / name, self.folder / name)
+            shutil.copy(VOICEBANK / name, self.folder / name)
         for name in (
             "local/data.py",
             "conf/train_teacher.yaml",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+from places import REPOSITORY, VOICEBANK
 
 from i2srf_kd.bin import mini_corpus
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = REPOSITORY / "egs" / "voicebank" / "local" / "side_by_side.sh"
+SCRIPT = VOICEBANK / "local" / "side_by_side.sh"
 TRAINING = "--num_iters_per_epoch 2 --max_epoch 1 --scheduler none --quality_utts 0 --batch_size 2 --chunk_length 8000"
 
 

@@ -9,13 +9,14 @@ import pytest
 import speech_task
 import torch
 import yaml
+from places import CONF
 
 from i2srf_kd import load_enhancer
 from i2srf_kd.distill import method_class, method_names
 from i2srf_kd.export.bundle import WEIGHTS, export_bundle
 from i2srf_kd.nets.dpdcrn import DPDCRN
 
-CONFIGS = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf" / "distill"
+CONFIGS = CONF / "distill"
 NARROW = {"middle_channels": 4, "embedding_size": 4}
 NAMES = [name for name in method_names() if method_class(name).__module__.startswith("i2srf_kd.")]
 COMBINED: Dict[str, Any] = {

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import kaldiio
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import toy
+from places import REPOSITORY
 
 from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, ParallelFiles, SeededChunk, read_lengths
 from i2srf_kd.data.chunks import Chunk
@@ -242,7 +242,7 @@ def test_an_error_with_workers_ends_the_process(tmp_path):
         "next(batches)\n"
         "raise RuntimeError('the trainer failed')\n"
     )
-    root = Path(__file__).parents[2]
+    root = REPOSITORY
     script = tmp_path / "fails.py"
     script.write_text(code)
     done = subprocess.run(

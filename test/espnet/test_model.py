@@ -15,6 +15,7 @@ from espnet2.enh.decoder.stft_decoder import STFTDecoder
 from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.separator.abs_separator import AbsSeparator
 from espnet2.tasks.enh import EnhancementTask, separator_choices
+from places import REPOSITORY
 
 from i2srf_kd.espnet.loading import ESPnetWindowEnhancer, load_espnet_model
 from i2srf_kd.espnet.model import DistillEnhancementModel
@@ -24,7 +25,6 @@ from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.nets import STFT
 from i2srf_kd.system.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 STFT_CONF = {"n_fft": 128, "hop_length": 64}
 BSRNN_TAPS = {
     "encoder": ["separator.bsrnn.band_split"],
@@ -262,7 +262,7 @@ def test_a_spawned_process_finds_the_registered_classes(tmp_path: Path) -> None:
     )
     path = tmp_path / "spawn_check.py"
     path.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, check=True)
     assert "DPDCRNSeparator" in done.stdout
 

@@ -9,12 +9,13 @@ import speech_task
 import torch
 import toy
 import yaml
+from places import REPOSITORY
 
 from i2srf_kd import load_enhancer
 from i2srf_kd.bin import enhance, export
 from i2srf_kd.bin import train as train_command
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "distillation.md"
+DOCUMENT = REPOSITORY / "docs" / "distillation.md"
 
 
 def documented_example() -> Dict[str, str]:

@@ -10,12 +10,12 @@ import pytest
 import speech_task
 import torch
 import yaml
+from places import CONF
 
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.system.errors import UserError
 
-CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf"
 # The shipped teachers, made small in width alone.
 SHIPPED: Dict[str, Any] = {
     "bsrnn": (CONF / "small" / "train_teacher_bsrnn.yaml", {"num_channels": 4}),

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
 from i2srf_kd.bin.run_jobs import main
 from i2srf_kd.jobs import BACKENDS, JobResult
 from i2srf_kd.jobs.array import final_code, parse_range
 from i2srf_kd.system.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def python(code: str) -> list[str]:

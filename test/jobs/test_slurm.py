@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 import slurm_cluster
 import yaml
+from places import REPOSITORY
 
 from i2srf_kd.bin.run_jobs import main
 from i2srf_kd.jobs import JobArray, Resources
@@ -20,8 +21,6 @@ from i2srf_kd.jobs.ranks import rank_environment, step_command
 from i2srf_kd.jobs.slurm import ranges
 from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
 from i2srf_kd.system.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Plays sbatch, squeue and scancel: runs the elements one after the other in the background, tells states from files.
 STAND_IN = r"""#!{python} -S

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import REPOSITORY
 
 from i2srf_kd.nets import DPDCRN, PRESETS, STFT, build_dpdcrn
 from i2srf_kd.nets.dpdcrn import apply_mask
@@ -122,4 +122,4 @@ def test_core_imports_quickly_and_without_espnet() -> None:
         "assert time.process_time() - start < 2, 'slow'; "  # not wall time: the machine may be busy
         "assert not [m for m in sys.modules if m.startswith(('espnet', 'librosa'))]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

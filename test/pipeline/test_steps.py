@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import List
 
 import pytest
+from places import REPOSITORY
 
 from i2srf_kd.bin import step
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.locks import held
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

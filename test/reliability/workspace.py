@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import yaml
+from places import REPOSITORY, VOICEBANK
 from reliability.losses import MODELS
 from reliability.processes import MARK
 from slurm_cluster import SlurmCluster
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPE = REPOSITORY / "egs" / "voicebank"
 
 STEPS = 14  # of an epoch
 EPOCHS = 2
@@ -75,7 +73,7 @@ class Workspace:
         counts = ["--train_utts", "8", "--valid_utts", "4", "--test_utts", "4"]
         mini_corpus.main([str(self.root / "corpus"), *counts])
         for name, channels in (("teacher", 12), ("student", 8)):
-            options: Dict[str, Any] = yaml.safe_load((RECIPE / f"conf/mini/train_{name}.yaml").read_text())
+            options: Dict[str, Any] = yaml.safe_load((VOICEBANK / f"conf/mini/train_{name}.yaml").read_text())
             options["separator_conf"] = {"channels": channels, "blocks": 1, "heads": 2}
             options.update(chunk_length=4000, batch_size=2, num_iters_per_epoch=STEPS, max_epoch=EPOCHS)
             options.update(quality_utts=0, log_interval=1, save_interval_steps=SAVE_EVERY, use_tensorboard=False)
@@ -95,7 +93,7 @@ class Workspace:
             "num_threads": 1, "ngpu": 0, "stage": first, "stop_stage": last, "results_title": "Tiny",
         }  # fmt: skip
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        return [str(RECIPE / "run.sh"), *words, *more]
+        return [str(VOICEBANK / "run.sh"), *words, *more]
 
     def environment(self) -> Dict[str, str]:
         """That of all commands, with the mark of the present fault."""

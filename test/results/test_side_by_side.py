@@ -1,12 +1,12 @@
 """Costs of networks of any kind, and their table."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from places import CONF
 
 from bench.command import main as bench_main
 from i2srf_kd.bin.side_by_side import main as write_table
@@ -14,7 +14,7 @@ from i2srf_kd.results import side_by_side
 from i2srf_kd.results.scores import summarise, write_csv
 from i2srf_kd.system.errors import UserError
 
-CONF = Path(__file__).resolve().parents[2] / "egs" / "voicebank" / "conf" / "side_by_side"
+NETWORKS = CONF / "side_by_side"
 METRICS = ("pesq_wb", "stoi", "si_sdr")
 # What separates a network from the others in these files; everything else is the training, which they share.
 NETWORK = {"encoder", "encoder_conf", "decoder", "decoder_conf", "separator", "separator_conf", "criterions"}
@@ -38,11 +38,11 @@ def data_dir(tmp_path):
 
 
 def test_all_networks_are_trained_alike():
-    configs = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
+    configs = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(NETWORKS.glob("*.yaml"))}
     assert len(configs) == 10
     trainings = [{key: value for key, value in c.items() if key not in NETWORK} for c in configs.values()]
     assert all(training == trainings[0] for training in trainings)
-    mini = yaml.safe_load((CONF.parent / "mini" / "train_student.yaml").read_text())
+    mini = yaml.safe_load((CONF / "mini" / "train_student.yaml").read_text())
     assert trainings[0] == {key: value for key, value in mini.items() if key not in NETWORK}
     for name, config in configs.items():
         [criterion] = config["criterions"]

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Callable, List
 
 import pytest
+from places import REPOSITORY
 
 from i2srf_kd.bin import with_scratch
 from i2srf_kd.system import scratch
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.scratch import VARIABLE, local_copy, resolve_folder, scratch_copy
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture()

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = REPOSITORY / "tools"
 LOCKS = [TOOLS / "requirements-py311.txt", TOOLS / "requirements-py312.txt"]
 
 UV = r"""#!/usr/bin/env bash

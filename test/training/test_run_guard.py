@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import REPOSITORY
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training import run_guard
@@ -55,7 +56,7 @@ def test_changed_options_are_listed_with_old_and_new(experiment):
     assert "--criterions[1].wrapper_conf.weight: 0.5 -> 0.7" in message
     assert "--optim_conf.lr: 0.001 -> 0.01" in message
     assert "betas" not in message and "--overwrite true" in message and "--output_dir" in message
-    pipeline = (Path(__file__).resolve().parents[2] / "egs/TEMPLATE/enh_kd.sh").read_text()
+    pipeline = (REPOSITORY / "egs/TEMPLATE/enh_kd.sh").read_text()
     named = re.findall(r"run\.sh: ([^)]*)\)", message)
     assert len(named) == 2 and all(f"\n{name}=" in pipeline for name in re.findall(r"--(\w+)", " ".join(named)))
 

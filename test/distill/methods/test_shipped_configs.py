@@ -8,11 +8,12 @@ from typing import Any, Dict
 import pytest
 import torch
 import yaml
+from places import CONF
 
 from i2srf_kd.espnet.loading import TRAINING_ONLY_PREFIXES
 from i2srf_kd.espnet.task import DistillEnhancementTask
 
-CONFIGS = Path(__file__).resolve().parents[3] / "egs" / "voicebank" / "conf" / "distill"
+CONFIGS = CONF / "distill"
 # Those that tap a teacher of another kind have a test of their own.
 FOR_DPDCRN = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("teacher_")]
 STFT_CONF = {"n_fft": 128, "hop_length": 64}
