@@ -61,9 +61,9 @@ from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
 from i2srf_kd.metrics.names import in_order, metric_named
 from i2srf_kd.results import model as results
+from i2srf_kd.results.comparison import read_system
 from i2srf_kd.results.model import MIXTURE, TEACHER, Statistics, System, common_seeds, score_matrix
 from i2srf_kd.results.scores import LEVEL, RESAMPLES
-from i2srf_kd.results.table import read_system
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.provenance import scoring_record

@@ -12,26 +12,10 @@ KEYS = ("steps", "seconds_per_step", "hours", "parameters", "distillation_parame
 
 
 def training_cost(experiment: Path) -> Optional[Dict[str, Any]]:
-    """Steps, seconds per step and hours of a training, and the parameters it trained; None without a log.
-
-    Hours are those of the epochs, training and validation, as ``metrics.jsonl`` has them; what was computed twice
-    because of a kill is not in it. Seconds per step depend on what else ran on the machine.
-    """
+    """Steps, seconds per step and hours of a training, and the parameters it trained; None without a log."""
     if not (experiment / METRICS_LOG).is_file():
         return None
-    records = Run(experiment=experiment).metrics
-    epochs = [record for record in records if record["phase"] == "train" and record.get("total_count")]
-    # total_count goes on from epoch to epoch
-    totals = [0, *(int(record["total_count"]) for record in epochs)]
-    counts = [after - before for before, after in zip(totals, totals[1:], strict=False)]
-    timed = [(record["train_time"], n) for record, n in zip(epochs, counts, strict=True) if record.get("train_time")]
-    steps_timed = sum(n for _, n in timed)
-    cost = {
-        "steps": totals[-1],
-        "seconds_per_step": math.fsum(t * n for t, n in timed) / steps_timed if steps_timed else None,
-        "hours": math.fsum(record.get("seconds") or 0.0 for record in records) / 3600,
-    }
-    return {**cost, **_parameters(experiment)}
+    return {**Run(experiment=experiment).times, **_parameters(experiment)}
 
 
 def training_environments(experiment: Path) -> List[Tuple[Tuple[str, Any], ...]]:

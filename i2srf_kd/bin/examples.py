@@ -7,16 +7,11 @@ Writes one picture per utterance (mixture, every system, reference; one scale) a
 
 import argparse
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
-import numpy as np
-
-from i2srf_kd.audio.io import read_audio, write_audio
-from i2srf_kd.data.kaldi_dir import DataDir, read_table
-from i2srf_kd.results.plots import spectrogram_grid
+from i2srf_kd.data.kaldi_dir import DataDir, Table, read_table
+from i2srf_kd.results.listening import write_examples
 from i2srf_kd.system.errors import UserError, run_command
-from i2srf_kd.system.files import remove_temporaries
-from i2srf_kd.system.progress import progress
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -30,13 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def spread(names: Sequence[str], number: int) -> List[str]:
-    """``number`` names evenly spread over the list, all of them when there are fewer."""
-    places = np.unique(np.linspace(0, len(names) - 1, num=min(number, len(names))).round().astype(int))
-    return [names[place] for place in places]
-
-
-def read_systems(options: Sequence[str]) -> Dict[str, Dict[str, str]]:
+def read_systems(options: Sequence[str]) -> Dict[str, Table]:
     """Tables of ``NAME=SCP`` options."""
     systems = {}
     for option in options:
@@ -50,20 +39,7 @@ def read_systems(options: Sequence[str]) -> Dict[str, Dict[str, str]]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    data = DataDir.read(args.data_dir)
-    systems = read_systems(args.system)
-    remove_temporaries(args.out)  # of a run that was killed
-    for utt in progress(spread(list(data.wav), args.num), desc="examples"):
-        mixture, fs = read_audio(data.wav[utt])
-        waves = {"noisy": mixture if mixture.ndim == 1 else mixture[:, args.ref_channel]}
-        for name, table in systems.items():
-            if utt not in table:
-                raise UserError(f"system {name} has no utterance {utt}: enhance the test set again (stage 6)")
-            waves[name] = read_audio(table[utt], mono=True)[0]
-        waves["clean"] = read_audio(data.spk1[utt], mono=True)[0]
-        spectrogram_grid(waves, fs, args.out / f"{utt}.png")
-        for name, wave in waves.items():
-            write_audio(args.out / f"{utt}_{name}.wav", wave, fs)
+    write_examples(DataDir.read(args.data_dir), read_systems(args.system), args.out, args.num, args.ref_channel)
     print(args.out)
     return 0
 

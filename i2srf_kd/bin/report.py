@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
+from i2srf_kd.results.drawing import save_png
+from i2srf_kd.results.figures import all_pictures
 from i2srf_kd.results.media import AUDIO_FORMATS
 from i2srf_kd.results.page import Options, render
 from i2srf_kd.results.study import read_study
-from i2srf_kd.results.study_figures import all_pictures
-from i2srf_kd.results.training_plots import save_png
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.files import write_text
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.results import table
+from i2srf_kd.results.comparison import comparisons, read_system_option
 from i2srf_kd.system.errors import run_command
 from i2srf_kd.system.files import remove_temporaries
 
@@ -41,10 +42,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
     table.json_beside(args.out)  # a wrong name is reported before any work
-    systems = [table.read_system_option(text) for text in args.system]
-    comparisons = table.comparisons(systems, args.baseline, args.compare)
+    systems = [read_system_option(text) for text in args.system]
+    pairs = comparisons(systems, args.baseline, args.compare)
     pictures, audio = table.find_media(args.pictures) if args.pictures else ([], [])
-    content = table.build(args.title, systems, comparisons, args.note, args.command)
+    content = table.build(args.title, systems, pairs, args.note, args.command)
     remove_temporaries(args.out.parent)  # of a run that was killed
     table.write(args.out, table.to_markdown(content, args.out.parent, pictures, audio), content)
     print(f"{args.out}: {len(systems)} systems")

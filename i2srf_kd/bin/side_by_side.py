@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.results import side_by_side, table
+from i2srf_kd.results.comparison import comparisons, read_system_option
 from i2srf_kd.system.errors import run_command
 
 
@@ -34,10 +35,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
     table.json_beside(args.out)  # a wrong name is reported before any work
-    systems = [table.read_system_option(text) for text in args.system]
+    systems = [read_system_option(text) for text in args.system]
     costs, conditions = side_by_side.read_costs(args.cost) if args.cost else ({}, {})
-    comparisons = table.comparisons(systems, args.baseline)
-    content = side_by_side.build(args.title, systems, costs, conditions, comparisons, args.note, args.command)
+    pairs = comparisons(systems, args.baseline)
+    content = side_by_side.build(args.title, systems, costs, conditions, pairs, args.note, args.command)
     table.write(args.out, side_by_side.to_markdown(content), content)
     print(f"{args.out}: {len(content['rows'])} systems")
     return 0

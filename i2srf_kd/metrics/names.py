@@ -54,9 +54,10 @@ METRICS: Dict[str, Metric] = {
 """By the name in ``scores.csv``, in the order of the columns."""
 
 IN_TRAINING: Dict[str, str] = {"pesq": "pesq_wb", "stoi": "stoi", "si_sdr": "si_sdr"}
-"""The scores of a training's validation: name in ``metrics.jsonl`` and criteria (``valid,pesq,max``) to that above."""
+"""The scores of a training's validation: name in ``metrics.jsonl`` and criteria (``valid,pesq,max``) to that
+above; ``pesq`` is ``pesq_nb`` below 16 kHz."""
 
-MAIN = ("pesq_wb", "si_sdr", "stoi")
+MAIN = ("pesq_wb", "pesq_nb", "si_sdr", "stoi")
 """What is shown where there is room for few."""
 
 

@@ -1,18 +1,22 @@
 """Examples to look at and to listen to: which utterances and systems, with their scores, pictures and sound."""
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from i2srf_kd.audio.io import read_audio
-from i2srf_kd.data.kaldi_dir import Table
+from i2srf_kd.audio.io import read_audio, write_audio
+from i2srf_kd.data.kaldi_dir import DataDir, Table
 from i2srf_kd.metrics.names import MAIN, METRICS, in_order
 from i2srf_kd.results.files import read_audio_paths
 from i2srf_kd.results.media import common_top, encode_audio, spectrogram_png
 from i2srf_kd.results.model import MIXTURE, TEACHER, System
+from i2srf_kd.results.spectrogram import spectrogram_grid
 from i2srf_kd.results.study import Study
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.files import remove_temporaries
+from i2srf_kd.system.progress import progress
 
 REFERENCE = "clean"
 
@@ -46,7 +50,7 @@ class Example(NamedTuple):
 
 
 def systems_to_show(study: Study, wanted: Sequence[str] = ()) -> List[System]:
-    """Teacher, undistilled student and the distilled one with the best mean WB-PESQ, or those that are asked for.
+    """Teacher, undistilled student and the distilled one with the best mean PESQ, or those that are asked for.
 
     Raises:
         UserError: no system of that name has audio.
@@ -59,7 +63,7 @@ def systems_to_show(study: Study, wanted: Sequence[str] = ()) -> List[System]:
             raise UserError(f"--show {unknown[0]}: no system of that name has enhanced audio; there are {names}")
         return [system for system in audible if system.name in wanted]
     students = [system for system in audible if system.distilled]
-    best = max(students, key=_mean_pesq, default=None)
+    best = max(students, key=lambda system: _mean(system, study.pesq), default=None)
     return [system for system in audible if system.name in (TEACHER, study.baseline) or system is best]
 
 
@@ -67,13 +71,13 @@ def _audio(system: System) -> Table:
     return next((table for table in (run.audio() for run in system.runs) if table), {})
 
 
-def _mean_pesq(system: System) -> float:
-    mean = (system.metrics.get("pesq_wb") or {}).get("mean")
+def _mean(system: System, metric: str) -> float:
+    mean = (system.metrics.get(metric) or {}).get("mean")
     return -math.inf if mean is None else mean
 
 
 def choose(study: Study, shown: Sequence[System], count: int) -> List[Tuple[str, str]]:
-    """Utterances with the reason: those where distillation helps most, about as usual, and least, in WB-PESQ.
+    """Utterances with the reason: those where distillation helps most, about as usual, and least, in PESQ.
 
     Without scores of both students they are spread evenly over the set.
     """
@@ -81,23 +85,23 @@ def choose(study: Study, shown: Sequence[System], count: int) -> List[Tuple[str,
     utterances = sorted(set.intersection(*(set(table) for table in tables)))
     base = study.system(study.baseline)
     distilled = next((system for system in shown if system.distilled), None)
-    gains = _gains(distilled, base, utterances) if distilled is not None and base is not None else {}
+    gains = _gains(distilled, base, utterances, study.pesq) if distilled is not None and base is not None else {}
     if not gains:
-        return [(utt, "") for utt in _spread(utterances, count)]
+        return [(utt, "") for utt in spread(utterances, count)]
     assert distilled is not None and base is not None
     ranked = sorted(gains, key=lambda utt: -gains[utt])
     ends = {ranked[-1]: "smallest gain", ranked[0]: "largest gain"}
 
     def why(utt: str) -> str:
         place = ends.get(utt, f"gain number {ranked.index(utt) + 1} of {len(ranked)}")
-        return f"{place} of {distilled.name} over {base.name}: {gains[utt]:+.2f} WB-PESQ"
+        return f"{place} of {distilled.name} over {base.name}: {gains[utt]:+.2f} {METRICS[study.pesq].name}"
 
-    return [(utt, why(utt)) for utt in _spread(ranked, count)]
+    return [(utt, why(utt)) for utt in spread(ranked, count)]
 
 
-def _gains(distilled: System, base: System, utterances: Sequence[str]) -> Dict[str, float]:
+def _gains(distilled: System, base: System, utterances: Sequence[str], metric: str) -> Dict[str, float]:
     def mean(system: System, utt: str) -> float:
-        return float(np.mean([run.scores[utt]["pesq_wb"] for run in system.scored]))
+        return float(np.mean([run.scores[utt][metric] for run in system.scored]))
 
     try:
         gains = {utt: mean(distilled, utt) - mean(base, utt) for utt in utterances if distilled.scored and base.scored}
@@ -106,7 +110,8 @@ def _gains(distilled: System, base: System, utterances: Sequence[str]) -> Dict[s
     return {utt: gain for utt, gain in gains.items() if math.isfinite(gain)}
 
 
-def _spread(names: Sequence[str], count: int) -> List[str]:
+def spread(names: Sequence[str], count: int) -> List[str]:
+    """``count`` names evenly spread over the list, all of them when there are fewer."""
     places = np.unique(np.linspace(0, len(names) - 1, num=min(count, len(names))).round().astype(int))
     return [names[place] for place in places]
 
@@ -162,3 +167,30 @@ def _scores(study: Study, name: str, utt: str) -> str:
         return ""
     shown = [name for name in in_order(MAIN) if math.isfinite(row.get(name, math.nan))]
     return " · ".join(f"{METRICS[m].name} {METRICS[m].text(row[m])} {METRICS[m].unit}".strip() for m in shown)
+
+
+def write_examples(data: DataDir, systems: Mapping[str, Table], out: Path, count: int, ref_channel: int = 0) -> None:
+    """Write one picture per utterance (mixture, every system, reference; one scale) and the audio of all of them.
+
+    Args:
+        data: mixtures and references.
+        systems: enhanced audio of each utterance, by system.
+        out: folder of the files.
+        count: number of utterances, spread over the set.
+        ref_channel: channel of a multi-channel mixture to show.
+
+    Raises:
+        UserError: a system lacks an utterance, or a file cannot be read.
+    """
+    remove_temporaries(out)  # of a run that was killed
+    for utt in progress(spread(list(data.wav), count), desc="examples"):
+        mixture, fs = read_audio(data.wav[utt])
+        waves = {MIXTURE: mixture if mixture.ndim == 1 else mixture[:, ref_channel]}
+        for name, table in systems.items():
+            if utt not in table:
+                raise UserError(f"system {name} has no utterance {utt}: enhance the test set again (stage 6)")
+            waves[name] = read_audio(table[utt], mono=True)[0]
+        waves[REFERENCE] = read_audio(data.spk1[utt], mono=True)[0]
+        spectrogram_grid(waves, fs, out / f"{utt}.png")
+        for name, wave in waves.items():
+            write_audio(out / f"{utt}_{name}.wav", wave, fs)

@@ -7,7 +7,7 @@ from typing import Tuple
 import numpy as np
 import soundfile
 
-from i2srf_kd.results.plots import _DYNAMIC_RANGE_DB, log_spectrogram
+from i2srf_kd.results.spectrogram import DYNAMIC_RANGE_DB, log_spectrogram
 from i2srf_kd.system.errors import UserError
 
 # Names of soundfile, and media types. MP3 plays in every browser, OGG in all but older ones of Apple, FLAC is lossless.
@@ -63,7 +63,7 @@ def spectrogram_png(waveform: np.ndarray, fs: int, top: float) -> str:
     FigureCanvasAgg(figure)
     axis = figure.add_axes((PLOT_LEFT, 0.16, PLOT_RIGHT - PLOT_LEFT, 0.8))
     axis.imshow(
-        log_spectrogram(waveform, fs), origin="lower", aspect="auto", cmap="magma", vmin=top - _DYNAMIC_RANGE_DB,
+        log_spectrogram(waveform, fs), origin="lower", aspect="auto", cmap="magma", vmin=top - DYNAMIC_RANGE_DB,
         vmax=top, extent=(0.0, len(waveform) / fs, 0.0, fs / 2000.0),
     )  # fmt: skip
     axis.set_ylabel("kHz", color=_NEUTRAL, labelpad=2)

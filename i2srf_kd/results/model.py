@@ -3,6 +3,7 @@
 ``RESULTS.md``, the table of cost and quality, the table of an ablation and the report all read their numbers here.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +93,25 @@ class Run:
     def complexity(self) -> Optional[Dict[str, Any]]:
         """Size and cost of the network."""
         return self._optional("complexity.json", read_json)
+
+    @cached_property
+    def times(self) -> Dict[str, Any]:
+        """``steps``, ``seconds_per_step`` (None where it was not measured) and ``hours`` of a training.
+
+        Hours are those of the epochs, training and validation, as ``metrics.jsonl`` has them; what was computed twice
+        because of a kill is not in it. Seconds per step depend on what else ran on the machine.
+        """
+        epochs = [record for record in self.metrics if record["phase"] == "train" and record.get("total_count")]
+        # total_count goes on from epoch to epoch
+        totals = [0, *(int(record["total_count"]) for record in epochs)]
+        counts = [after - before for before, after in zip(totals, totals[1:], strict=False)]
+        timed = [(epoch["train_time"], n) for epoch, n in zip(epochs, counts, strict=True) if epoch.get("train_time")]
+        steps_timed = sum(n for _, n in timed)
+        return {
+            "steps": totals[-1],
+            "seconds_per_step": math.fsum(t * n for t, n in timed) / steps_timed if steps_timed else None,
+            "hours": math.fsum(record.get("seconds") or 0.0 for record in self.metrics) / 3600,
+        }
 
     def audio(self) -> Table:
         """Enhanced file of each utterance."""

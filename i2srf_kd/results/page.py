@@ -7,11 +7,8 @@ from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from i2srf_kd.metrics.names import MAIN, metric_named
-from i2srf_kd.results.listening import make_examples, systems_to_show
-from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
-from i2srf_kd.results.model import Run, System
-from i2srf_kd.results.study import Study
-from i2srf_kd.results.study_figures import (
+from i2srf_kd.results.drawing import to_svg
+from i2srf_kd.results.figures import (
     Picture,
     calibration,
     forest,
@@ -19,8 +16,11 @@ from i2srf_kd.results.study_figures import (
     learning_curves,
     loss_terms,
 )
+from i2srf_kd.results.listening import make_examples, systems_to_show
+from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
+from i2srf_kd.results.model import Run, System
+from i2srf_kd.results.study import Study
 from i2srf_kd.results.table import cell_text
-from i2srf_kd.results.training_plots import to_svg
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.provenance import scoring_record
 
@@ -139,15 +139,11 @@ def _number(metric: str, score: Optional[Mapping[str, Any]], signed: bool = Fals
 
 def summary(study: Study) -> str:
     """The comparison that a reader looks for first, in one sentence."""
-    found = [
-        (system, system.differences[study.baseline]["pesq_wb"])
-        for system in study.cells
-        if study.baseline and (system.differences.get(study.baseline) or {}).get("pesq_wb", {}).get("mean") is not None
-        and system.name != study.baseline
-    ]  # fmt: skip
+    scores = {s.name: (s.differences.get(study.baseline or "") or {}).get(study.pesq) for s in study.cells}
+    found = [(name, score) for name, score in scores.items() if score and score["mean"] is not None]
     if not found:
         return ""
-    system, score = max(found, key=lambda entry: entry[1]["mean"])
+    name, score = max(found, key=lambda entry: entry[1]["mean"])
     sure = ""
     if score["low"] <= 0 <= score["high"]:
         sure = " The interval contains zero: this is no evidence of a difference."
@@ -155,7 +151,8 @@ def summary(study: Study) -> str:
         sure += " Chosen as the largest on this set, so it is biased upwards;"
         sure += " the interval does not account for the choice."
     which = f"the largest of {len(found)}, " if len(found) > 1 else ""
-    return f"{system.name} against {study.baseline}, {which}WB-PESQ {cell_text('pesq_wb', score, signed=True)}.{sure}"
+    difference = f"{metric_named(study.pesq).name} {cell_text(study.pesq, score, signed=True)}"
+    return f"{name} against {study.baseline}, {which}{difference}.{sure}"
 
 
 def facts(study: Study) -> List[str]:
@@ -178,12 +175,12 @@ def score_table(study: Study) -> Table:
     header = ["system", *(metric_named(metric).label for metric in study.metrics)]
     gaps = any(system.gap_closed for system in study.systems)
     costs = any(system.relative_cost is not None for system in study.systems)
-    header += (["gap closed, WB-PESQ"] if gaps else []) + (["time per step"] if costs else [])
+    header += ([f"gap closed, {metric_named(study.pesq).name}"] if gaps else []) + (["time per step"] if costs else [])
     header += ["parameters", "GMAC/s"]
     rows = []
     for system in study.systems:
         row = [_name(system), *(_number(metric, system.metrics.get(metric)) for metric in study.metrics)]
-        row += [_gap(system)] if gaps else []
+        row += [_gap(system, study.pesq)] if gaps else []
         if costs:
             cost = system.relative_cost
             row.append(Cell("–") if cost is None else Cell(f"{cost:.2f}×", cost))
@@ -198,8 +195,8 @@ def _name(system: System) -> Cell:
     return Cell(system.name, system.name, detail if done == total else f"{done} of {total} seeds finished")
 
 
-def _gap(system: System) -> Cell:
-    gap = system.gap_closed.get("pesq_wb") or {}
+def _gap(system: System, metric: str) -> Cell:
+    gap = system.gap_closed.get(metric) or {}
     if gap.get("share") is None:
         return Cell("–")
     return Cell(f"{100 * gap['share']:.0f} %", gap["share"], f"[{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]")
@@ -263,10 +260,8 @@ def training_table(study: Study) -> Table:
 
 
 def _training_row(system: System, run: Run) -> List[Cell]:
-    train = [line for line in run.metrics if line["phase"] == "train"]
-    seconds = math.fsum(line.get("seconds") or 0 for line in run.metrics)
-    steps = max((line.get("total_count") or 0 for line in train), default=0)
-    training = math.fsum(line.get("seconds") or 0 for line in train)
+    epochs = len({line["epoch"] for line in run.metrics if line["phase"] == "train"})
+    steps, seconds, hours = (run.times[name] for name in ("steps", "seconds_per_step", "hours"))
     start = run.starts[-1] if run.starts else {}
     device = ", ".join(dict.fromkeys(start.get("gpus") or [])) or start.get("cpu") or "–"
     commit = start.get("git_hash") or "–"
@@ -274,10 +269,10 @@ def _training_row(system: System, run: Run) -> List[Cell]:
     return [
         Cell(system.name, system.name),
         Cell("–" if run.seed is None else str(run.seed), run.seed or 0),
-        Cell(str(len(train)), len(train)),
+        Cell(str(epochs), epochs),
         Cell(f"{steps:,}", steps),
-        Cell(f"{seconds / 3600:.2f}", seconds),
-        Cell(f"{training / steps:.2f}" if steps else "–", training / steps if steps else ""),
+        Cell(f"{hours:.2f}", hours),
+        Cell("–") if seconds is None else Cell(f"{seconds:.2f}", seconds),
         Cell(device, device),
         Cell(str((start.get("versions") or {}).get("torch", "–"))),
         Cell(short, commit),

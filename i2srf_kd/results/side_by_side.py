@@ -21,7 +21,6 @@ class Column(NamedTuple):
     form: str
 
 
-SCORES = in_order(MAIN)
 _COST = (
     Column("parameters", "parameters", "{:,}"),
     Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
@@ -71,16 +70,22 @@ def thread_counts(costs: Mapping[str, Cost]) -> List[int]:
     return sorted({int(key[len(prefix) :]) for cost in costs.values() for key in cost if key.startswith(prefix)})
 
 
+def shown_scores(rows: Sequence[Mapping[str, Any]]) -> List[str]:
+    """The main scores that any row has."""
+    return [name for name in in_order(MAIN) if any(name in row["metrics"] for row in rows)]
+
+
 def main_table(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> List[str]:
     """Lines of the Markdown table; what was not measured is a dash."""
     parameters, macs, memory = _COST
     factors = [Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads]
     columns = [parameters, macs, *factors, memory]
-    header = ["system", *(column.title for column in columns), *(metric_named(m).label for m in SCORES)]
+    scores = shown_scores(rows)
+    header = ["system", *(column.title for column in columns), *(metric_named(m).label for m in scores)]
     lines = []
     for row in rows:
         cells = [_cell(row.get(column.key), column.form) for column in columns]
-        lines.append([row["name"], *cells, *(table.cell_text(m, row["metrics"].get(m)) for m in SCORES)])
+        lines.append([row["name"], *cells, *(table.cell_text(m, row["metrics"].get(m)) for m in scores)])
     return table.table_lines(header, lines)
 
 
@@ -90,9 +95,10 @@ def _cell(value: Optional[Any], form: str) -> str:
 
 def differences_table(differences: Sequence[Mapping[str, Any]]) -> List[str]:
     """Lines of a Markdown table of paired differences."""
-    header = ["difference", *(metric_named(m).label for m in SCORES)]
+    scores = shown_scores(differences)
+    header = ["difference", *(metric_named(m).label for m in scores)]
     rows = [
-        [difference["name"], *(table.cell_text(m, difference["metrics"].get(m), signed=True) for m in SCORES)]
+        [difference["name"], *(table.cell_text(m, difference["metrics"].get(m), signed=True) for m in scores)]
         for difference in differences
     ]
     return table.table_lines(header, rows)

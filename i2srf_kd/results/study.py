@@ -56,6 +56,11 @@ class Study:
         return metrics_of(self.systems)
 
     @property
+    def pesq(self) -> str:
+        """The PESQ that systems are ranked by: WB-PESQ, or NB-PESQ where the audio has no wide band."""
+        return "pesq_nb" if "pesq_wb" not in self.metrics and "pesq_nb" in self.metrics else "pesq_wb"
+
+    @property
     def cells(self) -> List[System]:
         """The students."""
         return [system for system in self.systems if system.name not in (MIXTURE, TEACHER)]

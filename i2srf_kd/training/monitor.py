@@ -224,7 +224,7 @@ class QualityMonitor:
         return scores
 
     def _picture(self, utt_id: str, signals: Dict[str, np.ndarray], epoch: int) -> None:
-        from i2srf_kd.results.plots import spectrogram_grid
+        from i2srf_kd.results.spectrogram import spectrogram_grid
 
         try:
             self.image_dir.mkdir(parents=True, exist_ok=True)

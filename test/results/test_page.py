@@ -14,7 +14,7 @@ import soundfile
 from results import synthetic
 
 from i2srf_kd.bin import report
-from i2srf_kd.results import listening, media, study_figures
+from i2srf_kd.results import figures, listening, media
 from i2srf_kd.results.study import read_study
 from i2srf_kd.system.errors import UserError
 
@@ -121,14 +121,14 @@ def test_sound_survives_its_encoding(kind: str) -> None:
 
 def test_share_of_the_gradient_and_weighted_terms(ablation: Path) -> None:
     study = read_study([ablation])
-    picture = study_figures.gradient_share(study)
+    picture = figures.gradient_share(study)
     share, cosine, norm = picture.figure.axes
     means = share.get_lines()[3]  # after three seeds
     assert list(means.get_ydata()) == pytest.approx([25.0] * (synthetic.EPOCHS + 1))
     assert list(means.get_xdata()) == [0, 10, 20, 30, 40]
     assert cosine.get_lines()[3].get_ydata()[-1] == pytest.approx(0.5)
     run = study.system("i2srf").runs[0]
-    terms = study_figures.weighted_terms(run)
+    terms = figures.weighted_terms(run)
     assert list(terms) == ["task", "intra_encoder", "intra_dual_path", "inter"]
     assert terms["inter"] == pytest.approx({epoch: 0.05 / epoch for epoch in range(1, 5)})
     losses = {line["epoch"]: line["loss"] for line in run.metrics if line["phase"] == "valid"}
@@ -140,7 +140,7 @@ def test_terms_of_combined_methods_have_their_own_weights(ablation: Path) -> Non
     methods = [{"name": "a", "weight": 2.0}, {"name": "b"}]
     run.config = {"distill": {"method": methods, "weight": 0.5}}
     run.metrics = [{"epoch": 1, "phase": "valid", "loss": 9.0, "kd": 3.0, "kd_a0_x": 1.0, "kd_b1_y": 1.0}]
-    assert study_figures.weighted_terms(run) == {"task": {1: 9.0}, "a0_x": {1: 1.0}, "b1_y": {1: 0.5}}
+    assert figures.weighted_terms(run) == {"task": {1: 9.0}, "a0_x": {1: 1.0}, "b1_y": {1: 0.5}}
 
 
 def test_wrong_options_are_refused(ablation: Path, tmp_path: Path) -> None:

@@ -1,31 +1,15 @@
-"""Spectrograms on one colour scale. matplotlib is imported only when one is drawn."""
+"""Spectrograms on one colour scale."""
 
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from i2srf_kd.system.files import PathLike, atomic_path
+from i2srf_kd.results.drawing import new_figure, save_figure
+from i2srf_kd.system.files import PathLike
 
 _WINDOW_SECONDS = 0.032
-_DYNAMIC_RANGE_DB = 80.0
-
-
-def _figure(
-    rows: int, columns: int, size: Tuple[float, float], heights: Optional[Sequence[float]] = None
-) -> Tuple[Any, Any]:
-    """A figure that needs no display and leaves no trace in pyplot's global state; heights are relative."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
-
-
-def _save(figure: Any, path: PathLike) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+DYNAMIC_RANGE_DB = 80.0
 
 
 def log_spectrogram(waveform: ArrayLike, fs: int) -> np.ndarray:
@@ -56,7 +40,7 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
             raise ValueError(f"{title}: shape {np.shape(waveform)}, expected one channel of shape (samples,)")
     spectra = {title: log_spectrogram(waveform, fs) for title, waveform in waveforms.items()}
     top = max(float(spectrum.max()) for spectrum in spectra.values())
-    figure, axes = _figure(len(spectra), 1, (9.0, 2.2 * len(spectra) + 0.6))
+    figure, axes = new_figure(len(spectra), 1, (9.0, 2.2 * len(spectra) + 0.6))
     image = None
     for axis, (title, spectrum) in zip(axes[:, 0], spectra.items(), strict=True):
         image = axis.imshow(
@@ -64,7 +48,7 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
             origin="lower",
             aspect="auto",
             cmap="magma",
-            vmin=top - _DYNAMIC_RANGE_DB,
+            vmin=top - DYNAMIC_RANGE_DB,
             vmax=top,
             extent=(0.0, len(np.asarray(waveforms[title])) / fs, 0.0, fs / 2000.0),
         )
@@ -72,4 +56,4 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
         axis.set_ylabel("kHz")
     axes[-1, 0].set_xlabel("time [s]")
     figure.colorbar(image, ax=list(axes[:, 0]), label="dB")
-    _save(figure, path)
+    save_figure(figure, path)

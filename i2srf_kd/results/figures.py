@@ -5,10 +5,8 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from i2srf_kd.metrics.names import IN_TRAINING, METRICS, metric_named
-from i2srf_kd.results.model import Run, System, common_seeds
-from i2srf_kd.results.study import Study
-from i2srf_kd.results.training_plots import (
+from i2srf_kd.metrics.names import metric_named
+from i2srf_kd.results.drawing import (
     CalibrationMap,
     Curve,
     Estimate,
@@ -18,6 +16,8 @@ from i2srf_kd.results.training_plots import (
     forest_figure,
     terms_figure,
 )
+from i2srf_kd.results.model import Run, System, common_seeds
+from i2srf_kd.results.study import Study
 
 _STREAMS = ("time", "frequency")
 _Value = Callable[[Mapping[str, Any]], Optional[float]]
@@ -97,7 +97,7 @@ def learning_curves(study: Study) -> Optional[Picture]:
         curves = {name: [c for c in seeds if c] for name, seeds in curves.items()}
         return Panel(title, unit, {name: seeds for name, seeds in curves.items() if seeds})
 
-    pesq = METRICS[IN_TRAINING["pesq"]].label
+    pesq = metric_named(study.pesq).name
     panels = [
         panel(f"validation {pesq}", f"{pesq} (MOS-LQO)", lambda run: curve(run, "valid", "pesq")),
         panel("validation task loss", "task loss", lambda run: curve(run, "valid", task_loss_name(run))),

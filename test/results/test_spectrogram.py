@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from i2srf_kd.results.files import read_log
-from i2srf_kd.results.plots import log_spectrogram, spectrogram_grid
+from i2srf_kd.results.spectrogram import log_spectrogram, spectrogram_grid
 from i2srf_kd.system.errors import UserError
 
 pytest.importorskip("matplotlib")

@@ -1,7 +1,7 @@
-"""Figures of trainings: curves of several runs, loss terms, calibration weights, intervals.
+"""How figures are drawn: curves of several runs, loss terms, calibration weights, intervals.
 
 Every function returns a matplotlib figure: :func:`save_png` writes a picture, :func:`to_svg` text for a page, whose
-colours follow the page's own (dark or light).
+colours follow the page's own (dark or light). matplotlib is imported only when one is drawn.
 """
 
 import io
@@ -12,8 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from i2srf_kd.results.plots import _figure, _save
-from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.files import PathLike, atomic_path
 
 # Okabe and Ito's colours, distinguishable with any colour vision; yellow is left out: too bright on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -72,6 +71,24 @@ class Estimate(NamedTuple):
     seeds: Sequence[float] = ()
 
 
+def new_figure(
+    rows: int, columns: int, size: Tuple[float, float], heights: Optional[Sequence[float]] = None
+) -> Tuple[Any, Any]:
+    """A figure that needs no display and leaves no trace in pyplot's global state; heights are relative."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+
+
+def save_figure(figure: Any, path: PathLike) -> None:
+    """Write a picture; its suffix chooses the format."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     import matplotlib
@@ -110,7 +127,7 @@ def curves_figure(panels: Sequence[Panel], names: Sequence[str], places: str = "
     styles = line_styles(names)
     handles: Dict[str, Any] = {}
     with _style():
-        figure, axes = _figure(rows, columns, (1.2 + 3.5 * columns, 2.9 * rows + 0.5))
+        figure, axes = new_figure(rows, columns, (1.2 + 3.5 * columns, 2.9 * rows + 0.5))
         for axis, panel in itertools.zip_longest(axes.flat, panels):
             if panel is None:
                 axis.set_axis_off()
@@ -166,7 +183,7 @@ def terms_figure(terms: Mapping[str, Curve], unit: str = "loss") -> Any:
     values = np.array([[curve[epoch] for epoch in epochs] for curve in terms.values()])
     styles = line_styles(list(terms))
     with _style():
-        figure, axes = _figure(1, 2, (8.2, 3.4))
+        figure, axes = new_figure(1, 2, (8.2, 3.4))
         left, right = axes[0]
         colors = [style["color"] for style in styles.values()]
         left.stackplot(epochs, np.maximum(values, 0), colors=colors, alpha=0.85, linewidth=0)
@@ -222,7 +239,7 @@ def calibration_figure(maps: Sequence[CalibrationMap], places: Sequence[float], 
     limit = max(0.05, *(float(np.abs(shift).max()) for shift in shifts.values()))
     with _style():
         height = sum(0.17 * count + 0.5 for count in pairs.values()) + 1.1
-        figure, axes = _figure(len(titles), len(streams), (1.0 + 3.9 * len(streams), height), list(pairs.values()))
+        figure, axes = new_figure(len(titles), len(streams), (1.0 + 3.9 * len(streams), height), list(pairs.values()))
         image = None
         for axis in axes.flat:
             axis.set_axis_off()
@@ -297,7 +314,7 @@ def forest_figure(estimates: Sequence[Estimate], unit: str) -> Any:
     if not estimates:
         raise ValueError("no estimate to draw")
     with _style():
-        figure, axes = _figure(1, 1, (7.4, 1.0 + 0.38 * len(estimates)))
+        figure, axes = new_figure(1, 1, (7.4, 1.0 + 0.38 * len(estimates)))
         axis = axes[0, 0]
         _draw_estimates(axis, estimates)
         for row, estimate in enumerate(estimates):
@@ -321,7 +338,7 @@ def forest_panels(panels: Mapping[str, Sequence[Optional[Estimate]]], title: str
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with _style():
-        figure, axes = _figure(lines, columns, (4.2 * columns + 1.0, lines * (0.26 * len(labels) + 1.3)))
+        figure, axes = new_figure(lines, columns, (4.2 * columns + 1.0, lines * (0.26 * len(labels) + 1.3)))
         for place, axis in enumerate(axes.flat):
             axis.set_visible(place < len(panels))
         for place, (axis, (name, estimates)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
@@ -352,7 +369,7 @@ def _draw_estimates(axis: Any, estimates: Sequence[Optional[Estimate]]) -> None:
 def save_png(figure: Any, path: PathLike) -> None:
     """Write a picture on white."""
     with _style():
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def to_svg(figure: Any, label: str, prefix: str) -> str:
