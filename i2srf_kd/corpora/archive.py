@@ -1,5 +1,7 @@
 """Downloading, verifying and unpacking archives such that an interruption never leaves something that looks complete.
 
+pooch is no help here: it begins again where a connection breaks, and the archives have up to 2.5 GB.
+
 path = download(["https://a.org/x.zip", "https://b.org/x.zip"], "downloads/x.zip", md5="...")
 folder = unzip(path, "downloads/x")
 """
@@ -18,7 +20,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Union
 
-from i2srf_kd.system.errors import UserError, writing
+from i2srf_kd.system.errors import UserError, disk_full, writing
 from i2srf_kd.system.files import PathLike, write_text
 from i2srf_kd.system.progress import progress
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 UNPACKED_MARKER = ".unpacked.json"
 _BLOCK = 1 << 20
+_SMALL, _HIGHEST_RATIO = 1 << 30, 100  # bytes that any archive may unpack to, and how many times its own size
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
@@ -241,7 +244,8 @@ def unzip(archive: PathLike, folder: PathLike, strip_top: bool = True) -> Path:
     with _open_zip(archive) as zip_file:
         members = [member for member in zip_file.infolist() if not member.is_dir()]
         _check_members(archive, members)
-        with writing(folder, sum(member.file_size for member in members)):
+        total = _check_size(archive, members, folder)
+        with writing(folder, total):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             try:
@@ -289,6 +293,22 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         name = member.filename.replace("\\", "/")
         if name.startswith("/") or ":" in name.split("/")[0] or ".." in PurePosixPath(name).parts:
             raise UserError(f"{archive}: member {member.filename!r} points outside the archive; do not trust this file")
+
+
+def _check_size(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> int:
+    """Bytes of all members, which Python's zipfile does not let grow beyond what the archive says.
+
+    Raises:
+        UserError: it is a zip bomb: far more than audio can be compressed by.
+        DiskFull: there is not enough space for them.
+    """
+    total, size = sum(member.file_size for member in members), archive.stat().st_size
+    if total > max(_SMALL, _HIGHEST_RATIO * size):
+        raise UserError(f"{archive}: {size / 1e6:.2f} MB would become {total / 1e9:.1f} GB; do not trust this file")
+    there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    if total > shutil.disk_usage(there).free:
+        raise disk_full(folder, "too little space for what the archive holds", total)
+    return total
 
 
 def _extract(zip_file: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, archive: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequenc
 
 from i2srf_kd.audio.io import probe
 from i2srf_kd.corpora.archive import unzip
-from i2srf_kd.data.kaldi_dir import DataDir, raise_problems
+from i2srf_kd.corpora.preparation import is_hidden, walk
+from i2srf_kd.data.kaldi_dir import DataDir, raise_problems, read_lines
 from i2srf_kd.data.pairs import list_audio
 from i2srf_kd.system.errors import UserError, writing
 from i2srf_kd.system.files import PathLike
@@ -33,7 +34,6 @@ AMBISONICS_CHANNELS = 4
 WAIT_SECONDS = 24 * 3600.0  # for another process that downloads or unpacks the corpus
 _KINDS = ("data", "labels")
 PARTS = {"train360": 2}  # of sets that are published in several
-_DEPTH = 4  # folders between the corpus folder and data/ and labels/
 _TASK_2 = re.compile(r"(?:^|[_-])task[_-]?2", re.IGNORECASE)  # whose sets have the same names
 # "L3DAS23_Task1_train360_2", "train360-part2", "l3das23_task1_dev"
 _SET_NAME = re.compile(rf"(?:.*[_-])?({'|'.join(SETS)})(?:[_-]?(?:part[_-]?)?(\d))?", re.IGNORECASE)
@@ -99,20 +99,16 @@ def _missing(name: str, parts: Sequence[Part]) -> List[str]:
 
 
 def _walk(root: Path) -> Iterator[Tuple[Path, List[str], List[str]]]:
-    """Folders, their subfolders and files, from ``root`` down to where sets may lie.
-
-    Hidden folders are passed over: they hold downloads and unpacked files of which an interrupted run left a part.
-    """
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not _is_foreign(name))
-        yield Path(folder), list(subfolders), files
-        deep = len(Path(folder).relative_to(root).parts) >= _DEPTH
-        subfolders[:] = [] if deep else [name for name in subfolders if name not in _KINDS]
+    """Folders, their subfolders and files, from ``root`` down to where sets may lie."""
+    for folder, subfolders, files in walk(root):
+        subfolders[:] = [name for name in subfolders if not _is_foreign(name)]
+        yield folder, list(subfolders), files
+        subfolders[:] = [name for name in subfolders if name not in _KINDS]
 
 
 def _is_foreign(name: str) -> bool:
     """Whether a folder or archive of this name has nothing to do with the task."""
-    return name.startswith(".") or name == "__MACOSX" or _TASK_2.search(name) is not None
+    return is_hidden(name) or _TASK_2.search(name) is not None
 
 
 def _find_parts(root: Path) -> List[Tuple[Part, Path]]:
@@ -184,6 +180,8 @@ def read_set(name: str, folders: Sequence[PathLike], num_mics: int, threads: int
     mixtures, problems = _list_once(folders, "data")
     labels, more = _list_once(folders, "labels")
     problems += more
+    if not mixtures and not labels:
+        problems.append(f"{', '.join(map(str, folders))}: no .wav files in data/ and labels/")
     utterances, more = _match(mixtures, labels, MICROPHONES[:num_mics])
     problems += more
     with ThreadPoolExecutor(threads) as pool:
@@ -262,9 +260,6 @@ def _read_transcripts(utterances: Dict[str, Utterance]) -> Iterator[Tuple[str, s
     for utt_id, utt in utterances.items():
         file = utt.label.with_suffix(".txt")
         if file.is_file():
-            try:
-                text = " ".join(file.read_text(encoding="utf-8").split())
-            except UnicodeDecodeError:
-                raise UserError(f"{file}: not UTF-8 text") from None
+            text = " ".join(" ".join(read_lines(file)).split())
             if text:
                 yield utt_id, text

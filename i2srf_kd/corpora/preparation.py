@@ -1,15 +1,20 @@
 """What the local/data.py of all recipes share: options, looking for a corpus, splitting by speaker, writing sets."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.system.files import remove_temporaries
+from i2srf_kd.system.files import PathLike, remove_temporaries
+
+logger = logging.getLogger(__name__)
+
+DEPTH = 4  # folders between the corpus folder and what is looked for
 
 
 def get_preparation_parser(description: Optional[str]) -> argparse.ArgumentParser:
@@ -60,15 +65,61 @@ def to_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def search(root: str, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
-    """The entry called ``name`` in ``root`` or in one of its folders."""
-    candidates = [Path(root, name), *sorted(Path(root).glob(f"*/{name}"))]
-    return next((path for path in candidates if wanted(path)), None)
+def walk(root: PathLike, depth: int = DEPTH) -> Iterator[Tuple[Path, List[str], List[str]]]:
+    """Folders, their subfolders and files, from ``root`` down; the names of subfolders may be removed from the list.
+
+    Hidden folders and files are passed over: they hold downloads and unpacked files of which an interrupted run left a
+    part, or what other systems put beside files. Links to folders are followed; folders that may not be read are named
+    in a warning.
+    """
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_warn_of_folder):
+        shown = sorted(name for name in subfolders if not is_hidden(name))
+        yield Path(folder), shown, sorted(name for name in files if not is_hidden(name))
+        subfolders[:] = shown if len(Path(folder).relative_to(root).parts) < depth else []
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder or file of this name is nothing that a corpus consists of."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _warn_of_folder(error: OSError) -> None:
+    logger.warning("%s: passed over, cannot be read (%s)", error.filename, error.strerror)
+
+
+def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
+    """The entry called ``name`` in ``root`` or some folders down, the uppermost one; None where there is none."""
+    found = (folder / name for folder, subfolders, files in walk(root) if name in (*subfolders, *files))
+    return min(filter(wanted, found), key=lambda path: len(path.parts), default=None)
 
 
 def holds_audio(path: Path, suffix: str = ".wav") -> bool:
     """Whether a folder has audio files directly in it."""
-    return path.is_dir() and any(entry.suffix.lower() == suffix for entry in path.iterdir())
+    return path.is_dir() and any(
+        entry.suffix.lower() == suffix and not is_hidden(entry.name) for entry in path.iterdir()
+    )
+
+
+def audio_folder(root: Path) -> Path:
+    """The folder of an unpacked archive that holds the audio files: ``root`` or the only one below it that does.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = [folder for folder, _, _ in walk(root) if holds_audio(folder)]
+    if root in found:
+        return root
+    if len(found) == 1:
+        return found[0]
+    there = f".wav files in {', '.join(map(str, found))}" if found else f"no .wav files, but {listing(root)}"
+    raise UserError(f"{root}: expected one folder of .wav files, there are {there}")
+
+
+def listing(folder: PathLike, limit: int = 5) -> str:
+    """What lies in a folder, for messages."""
+    names = sorted(path.name for path in Path(folder).iterdir() if not is_hidden(path.name))
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "nothing"
 
 
 def split_speakers(data: DataDir, speakers: Sequence[str], option: str = "--valid_speakers") -> List[DataDir]:

@@ -34,7 +34,7 @@ def read_table(path: PathLike, ordered: bool = True) -> Table:
     """
     table: Table = {}
     previous = ""
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         key, value = (re.split(r"[ \t]+", line.strip(" \t\r"), maxsplit=1) + [""])[:2]
         where = f"{path}:{number}"
         if not key or not value:
@@ -98,7 +98,12 @@ def _read_segments(path: Path) -> Dict[str, Tuple[str, Span]]:
     return segments
 
 
-def _read_lines(path: PathLike) -> List[str]:
+def read_lines(path: PathLike) -> List[str]:
+    """Lines of a text file, in UTF-8.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # with or without a byte order mark
     except OSError as error:
@@ -113,10 +118,14 @@ def write_table(path: PathLike, table: Mapping[str, object]) -> None:
 
     Raises:
         UserError: an id is empty or holds white space, or a value is empty, holds a line break
-            or begins or ends with white space.
+            or begins or ends with white space, or one of them is not UTF-8.
     """
     for key, value in table.items():
         text = str(value)
+        try:
+            f"{key} {text}".encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: {key!r} {text!r}: not UTF-8; rename the file") from None
         if not key or re.search(r"\s", key):
             raise UserError(f"{path}: {key!r} cannot be an id: it is empty or holds white space")
         if not text or text != text.strip() or "\n" in text or "\r" in text:

@@ -31,9 +31,12 @@ def find_pairs(
         Pairs by utterance (file name without suffix), sorted, and a description of every file without counterpart.
 
     Raises:
-        UserError: a folder is missing, or an utterance is there twice.
+        UserError: a folder is missing or without audio files, or an utterance is there twice.
     """
     noisy, clean = list_audio(noisy_dir, suffix), list_audio(clean_dir, suffix)
+    for folder, found in ((noisy_dir, noisy), (clean_dir, clean)):
+        if not found:
+            raise UserError(f"{folder}: no {suffix} files there")
     problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
     problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
     return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
@@ -43,12 +46,16 @@ def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
     """Files of a folder by name without suffix, sorted; hidden ones are passed over.
 
     Raises:
-        UserError: the folder is missing, or two files differ in the case of their suffix alone.
+        UserError: the folder is missing or cannot be read, or two files differ in the case of their suffix alone.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder")
     found: Dict[str, Path] = {}
-    for path in sorted(Path(folder).iterdir()):
+    try:
+        paths = sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in paths:
         if path.suffix.lower() != suffix or path.name.startswith("."):
             continue
         if path.stem in found:

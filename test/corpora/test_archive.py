@@ -13,7 +13,7 @@ import pytest
 
 from i2srf_kd.corpora import archive
 from i2srf_kd.corpora.archive import DownloadError, download, md5_of, unzip
-from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.errors import DiskFull, UserError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -252,6 +252,29 @@ def test_members_outside_the_archive_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="points outside"):
         unzip(source, tmp_path / "out" / "x")
     assert not list(tmp_path.rglob("evil*")) and not (tmp_path / "out").exists()
+
+
+def test_links_in_archives_lead_nowhere(tmp_path):
+    link = zipfile.ZipInfo("x/link")
+    link.external_attr = 0o120777 << 16
+    source = make_zip(tmp_path / "x.zip", {"x/a": "fine", link: "/etc/passwd"})
+    folder = unzip(source, tmp_path / "x")
+    assert not (folder / "link").is_symlink() and (folder / "link").read_text() == "/etc/passwd"
+
+
+def test_archives_that_grow_beyond_all_measure_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_SMALL", 1000)
+    with pytest.raises(UserError, match=r"x.zip: 0.10 MB would become 0.1 GB; do not trust this file"):
+        unzip(make_zip(tmp_path / "x.zip", {"a": bytes(100_000_000)}), tmp_path / "x")
+    assert os.listdir(tmp_path) == ["x.zip"]
+
+
+def test_an_archive_that_the_disk_cannot_hold_is_not_begun(tmp_path, monkeypatch):
+    usage = archive.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(archive.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DiskFull, match="too little space for what the archive holds .* 0.30 MB are needed"):
+        unzip(make_zip(tmp_path / "x.zip", {"a": CONTENT}), tmp_path / "out" / "x")
+    assert os.listdir(tmp_path) == ["x.zip"]
 
 
 def test_bad_archives(tmp_path):

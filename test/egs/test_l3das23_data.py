@@ -188,6 +188,13 @@ def test_missing_parts_are_all_named(recipe, corpus, tmp_path):
         prepare(recipe, tmp_path, "--corpus_dir", tmp_path / "nowhere")
 
 
+def test_a_set_without_audio_is_said_to_have_none(recipe, corpus, tmp_path):
+    for path in (corpus / "L3DAS23_Task1_dev").rglob("*.wav"):
+        path.rename(path.with_suffix(".flac"))
+    with pytest.raises(UserError, match=r"L3DAS23_Task1_dev: no .wav files in data/ and labels/"):
+        prepare(recipe, tmp_path, "--corpus_dir", corpus)
+
+
 def test_damaged_archive_is_named(recipe, corpus, tmp_path):
     pack(corpus, corpus / "L3DAS23_Task1_dev.zip", ["L3DAS23_Task1_dev"])
     whole = (corpus / "L3DAS23_Task1_dev.zip").read_bytes()

@@ -1,6 +1,7 @@
 """Preparation of VoiceBank-DEMAND from folders, archives and downloads."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from plain_user import plain_user
 
 from i2srf_kd.corpora.archive import DownloadError
 from i2srf_kd.data.kaldi_dir import DataDir
@@ -121,6 +123,58 @@ def test_download(recipe, corpus, tmp_path, monkeypatch, caplog):
     asked.clear()
     prepare(recipe, tmp_path)
     assert [name for name, _, _ in asked] == ["clean_testset_wav.zip", "logfiles.zip"]
+
+
+def test_what_other_systems_put_beside_a_corpus_is_ignored(recipe, corpus, tmp_path):
+    for name in FOLDERS:
+        twin = tmp_path / "__MACOSX" / name
+        twin.mkdir(parents=True)
+        for path in (corpus / name).iterdir():
+            for junk in (twin, corpus / name):
+                (junk / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(100))
+    prepare(recipe, tmp_path, "--corpus_dir", tmp_path)
+    assert len(DataDir.read(tmp_path / "data" / "train")) == 2
+
+
+def test_a_corpus_some_folders_down_is_found(recipe, corpus, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    corpus.rename(tmp_path / "a" / "b" / "c")
+    prepare(recipe, tmp_path, "--corpus_dir", tmp_path)
+    assert len(DataDir.read(tmp_path / "data" / "train")) == 2
+
+
+def test_archives_with_another_folder_inside_are_read(recipe, corpus, tmp_path):
+    for name in FOLDERS:
+        (tmp_path / "zips").mkdir(exist_ok=True)
+        with zipfile.ZipFile(tmp_path / "zips" / f"{name}.zip", "w") as file:
+            for path in (corpus / name).iterdir():
+                file.write(path, f"VoiceBank/other/{path.name}")
+    prepare(recipe, tmp_path, "--corpus_dir", tmp_path / "zips")
+    assert len(DataDir.read(tmp_path / "data" / "train")) == 2
+    with zipfile.ZipFile(tmp_path / "zips" / f"{FOLDERS[0]}.zip", "w") as file:
+        file.writestr("readme.txt", "moved")
+    with pytest.raises(UserError, match="expected one folder of .wav files, there are no .wav files, but readme.txt"):
+        prepare(recipe, tmp_path, "--corpus_dir", tmp_path / "zips", "--unpack_dir", tmp_path / "again")
+
+
+def test_files_that_may_not_be_read_are_named(recipe, corpus, tmp_path):
+    (corpus / "noisy_testset_wav" / "p232_001.wav").chmod(0)
+    with plain_user(), pytest.raises(UserError, match="1 bad file.*\n.*p232_001.wav: cannot be read"):
+        prepare(recipe, tmp_path, "--corpus_dir", corpus)
+
+
+def test_names_that_are_not_utf8_are_named(recipe, corpus, tmp_path):
+    for folder in ("noisy_testset_wav", "clean_testset_wav"):
+        path = corpus / folder / "p232_001.wav"
+        path.rename(path.with_name(os.fsdecode(b"p232_\xe9.wav")))
+    with pytest.raises(UserError, match="not UTF-8; rename the file"):
+        prepare(recipe, tmp_path, "--corpus_dir", corpus)
+
+
+def test_log_files_that_are_not_utf8_are_named(recipe, corpus, tmp_path):
+    (corpus / "log_testset.txt").write_bytes(b"p232_001 caf\xe9 5\n")
+    with pytest.raises(UserError, match="log_testset.txt: not UTF-8 text"):
+        prepare(recipe, tmp_path, "--corpus_dir", corpus)
 
 
 def test_missing_parts_are_named(recipe, corpus, tmp_path):
