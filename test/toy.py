@@ -119,6 +119,7 @@ def loaders(data: Path, mode: str = "train", preprocess: Any = None, **changes: 
     args = argparse.Namespace(
         chunk_length=CHUNK, chunk_shift_ratio=0.5, train_dtype="float32", seed=1, num_workers=0, ngpu=0, accum_grad=1,
         sample_rate=RATE, allow_variable_data_keys=False, chunks_per_utterance=0, augmentation={},
+        mixing={},
     )  # fmt: skip
     options = argparse.Namespace(
         data_path_and_name_and_type=[(scp, name, "sound") for name, scp in scp_files(folder).items()],

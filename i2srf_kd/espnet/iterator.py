@@ -2,7 +2,8 @@
 
 A task that sets ``--iterator_type task`` returns :func:`build_chunk_iter_factory` from its
 ``build_task_iter_factory``. Options used: ``--chunk_length`` (samples), ``--chunk_shift_ratio``, ``--batch_size`` (of
-all processes together), ``--num_iters_per_epoch``, ``--num_workers``, ``--chunks_per_utterance``, ``--augmentation``.
+all processes together), ``--num_iters_per_epoch``, ``--num_workers``, ``--chunks_per_utterance``, ``--augmentation``,
+``--mixing``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from i2srf_kd.data.augmentation import MIXTURE, Augmentation
 from i2srf_kd.data.chunk_dataset import ChunkDataset, ChunkSource, ParallelFiles, read_lengths
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.data.chunks import Batch, training_batches, training_steps, validation_batches
+from i2srf_kd.data.mixing import MixedSource, MixingOptions
 from i2srf_kd.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,12 @@ def add_chunk_arguments(parser: argparse.ArgumentParser) -> None:
         help="Random changes of the training signals: rotation, mirror, mirror_vertical, swap_mics, level_db "
         "(i2srf_kd/data/augmentation.py)",
     )
+    parser.add_argument(
+        "--mixing",
+        action=NestedDictAction,
+        default={},
+        help="Mixtures that are made while training: noise, speech, snr_db, babble and more (i2srf_kd/data/mixing.py)",
+    )
 
 
 def build_chunk_iter_factory(args: argparse.Namespace, iter_options: Any, mode: str, task_cls: Any) -> ChunkLoaders:
@@ -59,12 +67,16 @@ def build_chunk_iter_factory(args: argparse.Namespace, iter_options: Any, mode: 
     """
     chunk_length = _single_chunk_length(args.chunk_length)
     lengths = read_lengths(iter_options.shape_files)
-    source = ParallelFiles(_scp_files(iter_options.data_path_and_name_and_type), lengths)
+    pairs = ParallelFiles(_scp_files(iter_options.data_path_and_name_and_type), lengths)
+    source: ChunkSource = pairs
     if getattr(task_cls, "check_sample_rate", False) and args.sample_rate != source.sample_rate:
         raise UserError(
             f"the {mode} data have {source.sample_rate} Hz and --sample_rate is {args.sample_rate}: "
             f"set --sample_rate {source.sample_rate}, or resample the data (stage 2, --fs)"
         )
+    if mode == "train":
+        source = _with_mixing(getattr(args, "mixing", None), pairs, chunk_length)
+        lengths = source.lengths
     dataset = ChunkDataset(source, chunk_length, iter_options.preprocess_fn, dtype=args.train_dtype)
     task_cls.check_task_requirements(dataset, args.allow_variable_data_keys, train=iter_options.train)
     if mode == "train":
@@ -80,7 +92,7 @@ def build_chunk_iter_factory(args: argparse.Namespace, iter_options: Any, mode: 
     loaders = ChunkLoaders(
         dataset, make_batches, args.seed, rank, world_size, args.num_workers, pin_memory=args.ngpu > 0
     )
-    hours = sum(lengths.values()) / source.sample_rate / 3600
+    hours = sum(pairs.lengths.values()) / source.sample_rate / 3600
     logger.info(
         f"{mode}: {len(lengths)} utterances, {hours:.2f} h at {source.sample_rate} Hz, {len(make_batches(1))} batches "
         f"of {batch_size} chunks of {chunk_length} samples an epoch, {world_size} process(es)"
@@ -105,6 +117,15 @@ def _checked_augmentation(options: Optional[Mapping[str, Any]], source: ChunkSou
     augmentation.check(channels)
     logger.info(f"augmentation of {channels} channel(s): {augmentation.describe(channels)}")
     return augmentation
+
+
+def _with_mixing(section: Optional[Mapping[str, Any]], pairs: ParallelFiles, chunk_length: int) -> ChunkSource:
+    """The source of the training's chunks: the files, or mixtures that are made of them."""
+    if not section:
+        return pairs
+    source = MixedSource(pairs, MixingOptions.from_section(section), chunk_length)
+    logger.info("mixing: %s", source.describe())
+    return source
 
 
 def _single_chunk_length(value: Any) -> int:

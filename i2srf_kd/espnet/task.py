@@ -30,6 +30,7 @@ from espnet2.torch_utils.initialize import initialize
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
+from i2srf_kd.data.mixing import MixingOptions
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.registry import register_all
@@ -156,7 +157,7 @@ class DistillEnhancementTask(EnhancementTask):
             cls.resolve_distillation(args)
             if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
                 raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
-            args.data_digest = digest([*args.train_shape_file, *args.valid_shape_file])
+            args.data_digest = digest([*args.train_shape_file, *args.valid_shape_file], _mixing_fingerprint(args))
             # ESPnet rewrites config.yaml before it looks at a checkpoint: compare first.
             guard_experiment(args, args.output_dir, rank0=is_first_process(args))
             super().main_worker(args)
@@ -259,8 +260,13 @@ def _read_distill_config(path: str) -> Dict[str, Any]:
     return content.get("distill", content)
 
 
-def digest(paths: Sequence[str]) -> str:
-    """Fingerprint of the contents of files, to notice a change behind an unchanged name.
+def _mixing_fingerprint(args: argparse.Namespace) -> bytes:
+    section = getattr(args, "mixing", None)
+    return MixingOptions.from_section(section).fingerprint() if section else b""
+
+
+def digest(paths: Sequence[str], more: bytes = b"") -> str:
+    """Fingerprint of the contents of files, and of ``more``, to notice a change behind an unchanged name.
 
     Raises:
         UserError: a file cannot be read.
@@ -271,6 +277,7 @@ def digest(paths: Sequence[str]) -> str:
             total.update(hashlib.sha256(Path(path).read_bytes()).digest())
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
+    total.update(more)
     return total.hexdigest()[:16]
 
 
