@@ -181,9 +181,10 @@ export I2SRF_MODELS # so that a section of conf/slurm.yaml for one of them is kn
 [[ -z "${score_systems}" || " ${score_systems} " =~ ^(\ +(noisy|teacher|student|student_kd))+\ +$ ]] ||
     fail "--score_systems ${score_systems}: choose among noisy, teacher, student and student_kd"
 if [[ "${show_options}" == true ]]; then
-    for name in $(option_names "${BASH_SOURCE[0]}") teacher_dir rawdir statsdir; do
+    for name in $(option_names "${BASH_SOURCE[0]}") teacher_dir rawdir; do
         echo "${name}=${!name}"
     done
+    echo "pipeline=${template}/enh_kd.sh"
     echo "train_cmd=${train_cmd[*]@Q}"
     exit 0
 fi

@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import yaml
-
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.fingerprints import sha256_of
@@ -130,19 +129,6 @@ class Grid:
                 Cell(**{**vars(cell), "seeds": tuple(seed for seed in cell.seeds if seed in seeds)}) for cell in chosen
             ]
         return Grid(self.path, self.title, self.options, chosen, self.baseline, self.compare_with)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def read_grid(path: PathLike, check: Optional[Callable[[Mapping[str, Any]], None]] = None) -> Grid:
@@ -291,16 +277,7 @@ class _Reader:
                 raise self._error(f"cells {first.name} and {second.name} train the same: remove one of them")
 
     def _load(self, path: Path) -> Dict[str, Any]:
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-        except OSError as error:
-            raise UserError(f"{self._via(path)}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self._via(path)} is no valid YAML: {error}") from None
-        return self._mapping(content, str(path) if path != self.path else "the file")
-
-    def _via(self, path: Path) -> str:
-        return str(path) if path == self.path else f"{self.path}: {path}"
+        return read_yaml(path, str(path) if path == self.path else f"{self.path}: {path}")
 
     def _only(self, entry: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
         unknown = [str(key) for key in entry if key not in keys]

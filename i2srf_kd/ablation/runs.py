@@ -14,17 +14,17 @@ from typing import Any, List, Mapping, Sequence, Tuple
 import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
-from i2srf_kd.ablation.pipeline import Pipeline, last_lines, parse_option_words
+from i2srf_kd.pipeline.recipe import Pipeline, last_lines, parse_option_words
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.fingerprints import fingerprint_of_text
 from i2srf_kd.system.locks import held, holder_of, wait_for
 from i2srf_kd.system.processes import call
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 EXIT_REFUSED = 2
-EXIT_RUN_AGAIN = 75
 _STATE = "state.json"
-_NO_INPUTS = ("python", "num_threads", "ngpu", "inference_nj", "scratch")  # options that change no result
+_NO_INPUTS = ("python", "num_threads", "ngpu", "nj", "inference_nj", "scratch")  # options that change no result
 _CELL = "cell.yaml"
 
 
@@ -92,7 +92,7 @@ class Run:
 
 def stopped_by_signal(code: int) -> bool:
     """Whether an exit code means that the same command can go on."""
-    return code == EXIT_RUN_AGAIN or code >= 128
+    return code == EXIT_INTERRUPTED or code >= 128
 
 
 def runs_of(grid: Grid, root: Path) -> List[Run]:
@@ -163,7 +163,7 @@ def command_of(run: Run, pipeline: Pipeline, expdir: str) -> List[str]:
     if run.cell.student_args:
         common = pipeline.options.get("student_args", "")
         options["student_args"] = f"{common} {run.cell.student_args}".strip()
-    return pipeline.command(**options)
+    return pipeline.with_options(**options).command()
 
 
 def inputs_of(run: Run, pipeline: Pipeline, expdir: str, files: Sequence[Path]) -> str:
@@ -221,7 +221,7 @@ def carry_out(plan: Path, number: int) -> int:
         with log.open("wb") as output:
             code = call(entry["command"], output, pass_fds=[lock])
         write_text(folder / _STATE, json.dumps({"exit_code": code, "inputs": entry["inputs"]}) + "\n")
-    if code and code != EXIT_RUN_AGAIN:
+    if code and code != EXIT_INTERRUPTED:
         print("\n".join(f"{entry['title']} | {line}" for line in last_lines(log)), flush=True)
     return code
 

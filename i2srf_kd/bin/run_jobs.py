@@ -10,11 +10,10 @@ import os
 import sys
 from typing import List, Optional, Sequence
 
-from i2srf_kd.jobs import BACKENDS, JobArray, JobResult, Resources, get_backend
+from i2srf_kd.jobs import BACKENDS, Backend, JobArray, JobResult, Resources, get_backend
 from i2srf_kd.jobs.array import final_code, parse_range
-from i2srf_kd.jobs.finished import RESUME_KEY, Finished
-from i2srf_kd.jobs.registry import Backend
-from i2srf_kd.jobs.report import say
+from i2srf_kd.jobs.messages import say
+from i2srf_kd.jobs.resume import RESUME_KEY, Finished
 from i2srf_kd.system.errors import UserError, run_command
 
 

@@ -12,15 +12,15 @@ import sys
 from types import FrameType
 from typing import Optional, Sequence
 
-from i2srf_kd.jobs import EXIT_RUN_AGAIN
 from i2srf_kd.system.errors import run_command
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 
 def _leave(number: int, frame: Optional[FrameType]) -> None:
     """Until the trainer listens (importing ESPnet takes seconds) there is nothing to save."""
     message = f"{signal.Signals(number).name} before the training began; run the same command again"
-    os.write(2, f"{message} (exit code {EXIT_RUN_AGAIN})\n".encode())
-    os._exit(EXIT_RUN_AGAIN)
+    os.write(2, f"{message} (exit code {EXIT_INTERRUPTED})\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
-#: ``EX_TEMPFAIL``: the command saved its state and is to be run again with the same arguments.
-EXIT_RUN_AGAIN = 75
-
-# Stands alone, so that a folder named JOBS or myJOB stays what it is.
-_JOB = re.compile(r"(?<![A-Za-z0-9])JOB(?![A-Za-z0-9])")
+# Stands alone, and in no name of a folder: JOBS, JOB_2024 and data/JOB/x stay what they are, JOB/4 is a share.
+_JOB = re.compile(r"(?<![A-Za-z0-9])JOB(?![\w-])(?:(?<=^JOB)|(?<=[\s=]JOB)|(?![^/\s]*/))")
 
 
 @dataclass(frozen=True)
@@ -175,4 +173,4 @@ def final_code(results: Sequence[JobResult]) -> int:
         results: in the order in which the elements ended.
     """
     codes = [result.code for result in results if result.code]
-    return next((code for code in codes if code != EXIT_RUN_AGAIN), EXIT_RUN_AGAIN if codes else 0)
+    return next((code for code in codes if code != EXIT_INTERRUPTED), EXIT_INTERRUPTED if codes else 0)

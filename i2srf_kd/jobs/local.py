@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Deque, Dict, List, Optional
 
 from i2srf_kd.jobs.array import JobArray, JobResult, quote
+from i2srf_kd.jobs.messages import Report, footer, header, last_lines, say
 from i2srf_kd.jobs.ranks import step_command
-from i2srf_kd.jobs.report import Report, footer, header, last_lines, say
 from i2srf_kd.system.errors import FULL, UserError, disk_full
 from i2srf_kd.system.processes import end_with_parent
 

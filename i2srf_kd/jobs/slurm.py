@@ -19,12 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, JobResult, job_name, without_job
-from i2srf_kd.jobs.report import HEADER_LINES, Report, last_lines, say
+from i2srf_kd.jobs.array import JobArray, JobResult, job_name, without_job
+from i2srf_kd.jobs.messages import HEADER_LINES, Report, last_lines, say
 from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
 from i2srf_kd.jobs.slurm_job import STOP, code_file, write_job
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _TICK_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.5
@@ -441,7 +442,7 @@ class _SlurmRun:
         if written is None and by_itself and time.monotonic() - since < _CODE_FILE_SECONDS:
             self.next_poll = min(self.next_poll, time.monotonic() + _FIRST_POLL_SECONDS)
             return
-        if written is not None and (by_itself or written == EXIT_RUN_AGAIN):
+        if written is not None and (by_itself or written == EXIT_INTERRUPTED):
             why, code = "", written
         elif self.received:
             code = 128 + self.received[0]
@@ -455,7 +456,7 @@ class _SlurmRun:
             self.report.not_started(index, code)
             return
         self.report.ended(JobResult(index, code, seconds, self.array.log_of(index)), self._output(index, written), why)
-        if code not in (0, EXIT_RUN_AGAIN) and self.array.fail_fast and self.open and self.report.failures == 1:
+        if code not in (0, EXIT_INTERRUPTED) and self.array.fail_fast and self.open and self.report.failures == 1:
             self._try("scancel", self.job)
 
     def _written_code(self, index: Optional[int]) -> Optional[int]:

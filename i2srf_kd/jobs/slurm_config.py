@@ -12,14 +12,13 @@ The later wins: options of ``run_jobs`` (from ``cmd.sh``), ``default``, kind, na
 import difflib
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
-
-import yaml
+from typing import Annotated, Any, Dict, List, Optional
 
 from i2srf_kd.jobs.array import JobArray
-from i2srf_kd.jobs.report import say
+from i2srf_kd.jobs.messages import say
+from i2srf_kd.system.config import AtLeast, parse_section, read_yaml
 from i2srf_kd.system.errors import UserError
 
 #: Names another file than ``conf/slurm.yaml`` of the current folder, which may be absent.
@@ -31,6 +30,7 @@ MODELS = "I2SRF_MODELS"
 #: Names of the pipeline's stages, separated by blanks: with ``--submit`` each is the name of a job.
 STAGES = "I2SRF_STAGES"
 
+_NUMBERS_TOO = ("partition", "account", "qos", "constraint", "mem", "gpu_type")  # texts that may look like numbers
 _KINDS = ("data", TRAINING, "decode", "score")
 _JOBS = ("statistics", "teacher", "student", "student_kd", "examples", "results", "export")
 _NAMED_JOBS = re.compile(r"(format|enhance|score|ablation) .+")  # after a set, or a grid
@@ -60,10 +60,10 @@ class SlurmOptions:
     time: Optional[str] = None
     gpu_type: Optional[str] = None
     requeue: bool = True
-    max_requeues: int = 20
-    signal_seconds: int = 120
-    max_jobs: Optional[int] = None
-    poll_seconds: float = 15.0
+    max_requeues: Annotated[int, AtLeast(0)] = 20
+    signal_seconds: Annotated[int, AtLeast(0)] = 120
+    max_jobs: Optional[Annotated[int, AtLeast(1)]] = None
+    poll_seconds: Annotated[float, AtLeast(0)] = 15.0
     extra: Optional[List[str]] = None
     setup: Optional[List[str]] = None
 
@@ -89,8 +89,20 @@ def slurm_options(array: JobArray) -> SlurmOptions:
     values: Dict[str, Any] = {}
     values.update({name: value for name, value in (("mem", needs.mem), ("time", needs.time)) if value is not None})
     for section in ("default", array.kind, array.name):
-        values.update(_section(sections, section))
+        if sections.get(section):
+            values.update(_settings(sections[section], f"{_path()}: {section}"))
     return SlurmOptions(**values)
+
+
+def _settings(section: Any, where: str) -> Dict[str, Any]:
+    """The settings that a section has."""
+    if isinstance(section, dict):
+        if isinstance(section.get("time"), int):
+            # YAML 1.1 reads 12:00:00 as a number in base 60, and a plain number means minutes to sbatch.
+            raise UserError(f'{where}: time: put the time into quotes, such as "12:00:00"')
+        section = {name: str(value) if name in _NUMBERS_TOO else value for name, value in section.items()}
+    options = parse_section(SlurmOptions, section, where)
+    return {name: getattr(options, name) for name in section}
 
 
 def _warn_of_others(sections: Dict[str, Any], array: JobArray) -> None:
@@ -117,52 +129,6 @@ def _path() -> Path:
 
 def _read_sections() -> Dict[str, Any]:
     path = _path()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        if os.environ.get(VARIABLE):
-            raise UserError(f"{VARIABLE}={path}: no such file") from None
+    if not path.exists() and not os.environ.get(VARIABLE):
         return {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections such as 'default: {{partition: gpu}}'")
-    return content
-
-
-def _section(sections: Dict[str, Any], name: str) -> Dict[str, Any]:
-    section = sections.get(name) or {} if name else {}
-    if not isinstance(section, dict):
-        raise UserError(f"{_path()}: {name} must hold settings such as 'partition: gpu', not {section!r}")
-    types = {field.name: field.type for field in fields(SlurmOptions)}
-    values: Dict[str, Any] = {}
-    for key, value in section.items():
-        if key not in types:
-            close = difflib.get_close_matches(str(key), types, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(types)}; others go into extra"
-            raise UserError(f"{_path()}: {name}: unknown setting {key}; {hint}")
-        values[key] = _checked(f"{_path()}: {name}: {key}", types[key], value)
-    return values
-
-
-def _checked(where: str, kind: Any, value: Any) -> Any:
-    if kind == Optional[List[str]]:
-        if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where} must be a list of texts, not {value!r}")
-        return value
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{where} must be true or false, not {value!r}")
-        return value
-    if kind == Optional[int] and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UserError(f"{where} must be a whole number, 1 or more, not {value!r}")
-    if kind == Optional[int]:
-        return value
-    if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or value < 0:
-            raise UserError(f"{where} must be a number, 0 or more, not {value!r}")
-        return value
-    if where.endswith(" time") and isinstance(value, int):
-        # YAML 1.1 reads 12:00:00 as a number in base 60, and a plain number means minutes to sbatch.
-        raise UserError(f'{where}: put the time into quotes, such as "12:00:00"')
-    return None if value is None else str(value)
+    return read_yaml(path, f"{VARIABLE}={path}" if os.environ.get(VARIABLE) else "")

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from i2srf_kd.jobs import local
-from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, Resources
-from i2srf_kd.jobs.report import say
+from i2srf_kd.jobs.array import JobArray, Resources
+from i2srf_kd.jobs.messages import say
 from i2srf_kd.jobs.slurm_config import TRAINING
 from i2srf_kd.system.errors import run_command
 from i2srf_kd.system.files import write_text
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 #: In the control folder: a job that ends with "run again" is not to be queued again.
 STOP = "stop"
@@ -55,10 +56,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         code = local.run(array)[0].code or 0
         if array.kind == TRAINING and code == 128 + signal.SIGUSR1:
-            code = EXIT_RUN_AGAIN
+            code = EXIT_INTERRUPTED
     finally:
         write_text(target, f"{code}\n")
-    if code == EXIT_RUN_AGAIN and job["requeue"] and not (folder / STOP).exists():
+    if code == EXIT_INTERRUPTED and job["requeue"] and not (folder / STOP).exists():
         _requeue(job["max_requeues"])
     return code
 

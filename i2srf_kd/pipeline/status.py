@@ -14,9 +14,10 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import yaml
 
-from i2srf_kd.jobs.report import clock
+from i2srf_kd.jobs.messages import clock
 from i2srf_kd.jobs.slurm import JOB_ID
 from i2srf_kd.system.locks import holder_of
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _STEP = re.compile(r"epoch (\d+) (train|valid): (\d+)/(\d+) batch")
 _WORK = re.compile(r": (\d+)/(\d+) (\w+) \(")
@@ -25,7 +26,6 @@ _STARTED = re.compile(r"^# Started: (\S+)", re.MULTILINE)
 _ENDED = re.compile(r"^# Ended: (\S+), exit code (\d+)", re.MULTILINE)
 _RECENT_EPOCHS = 3
 _TAIL_BYTES = 65536
-_EXIT_RUN_AGAIN = 75
 # Logs of what a stage is made of.
 _PARTS = {2: ["format_*.log"], 3: ["statistics.log"], 6: ["enhance_*.log", "score_*.log"], 7: ["export.log"]}
 
@@ -235,7 +235,7 @@ def _ended_state(logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]) -> 
         return "cancelled", f"Slurm job {lost} has left the queue without an exit code; give the same command again"
     codes = [(log, last_exit(log)) for log in logs if log.exists()]
     for log, code in codes:
-        if code == _EXIT_RUN_AGAIN:
+        if code == EXIT_INTERRUPTED:
             return "interrupted", f"saved its state, run the same command again; log: {log}"
         if code:
             return "failed", f"exit code {code}; log: {log}"

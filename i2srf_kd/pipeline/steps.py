@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
-from i2srf_kd.jobs.array import EXIT_RUN_AGAIN
-from i2srf_kd.jobs.finished import RESUME_KEY
+from i2srf_kd.jobs.resume import RESUME_KEY
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.fingerprints import fingerprint_of_existing, fingerprint_of_text
 from i2srf_kd.system.locks import held
 from i2srf_kd.system.processes import call
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 from i2srf_kd.system.user_modules import imported_files
 
 
@@ -80,7 +80,7 @@ class Step:
                 self.done_file.unlink(missing_ok=True)
             for command in commands:
                 code = call(command, environment={RESUME_KEY: "" if force else self.key}, pass_fds=[lock])
-                if code == EXIT_RUN_AGAIN:
+                if code == EXIT_INTERRUPTED:
                     more = " (without --force, or what was finished before this is made anew too)" if force else ""
                     say(f"saved; run the same command again to continue{more}")
                 if code:

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterable, List, Optional, Sequence, Union
 
-from i2srf_kd.system.errors import UserError
-
 PathLike = Union[str, Path]
 
 
@@ -84,13 +82,10 @@ def imported_files(config: PathLike) -> List[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    import yaml  # here: what only runs commands starts without it
+    from i2srf_kd.system.config import read_yaml  # here: what only runs commands starts without YAML
 
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {config}: {error}") from None
-    section = content.get("distill", content) if isinstance(content, dict) else {}
+    content = read_yaml(config)
+    section = content.get("distill", content)
     folder = Path(config).parent
     entries = module_entries(section.get("import")) if isinstance(section, dict) else []
     return module_files([str(folder / entry) if is_file_entry(entry) else entry for entry in entries])

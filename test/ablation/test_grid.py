@@ -111,7 +111,7 @@ def test_an_edited_module_of_ones_own_is_another_definition(folder):
         (HEAD + "cross: [{name: 'x{v}', over: {w: [1]}, distill: kd.yaml}]\n", "over has no v; it has w"),
         (HEAD + "cross: [{name: x, over: {w: [1, 2]}, distill: kd.yaml}]\n", "cell x is there twice"),
         (HEAD + "cross: [{over: {w: [1]}, distill: kd.yaml}]\n", "needs name"),
-        ("- a\n", "must hold 'key: value' pairs"),
+        ("- a\n", "must hold options such as 'key: value'"),
         ("a: [\n", "no valid YAML"),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 import slurm_cluster
 from places import REPOSITORY, VOICEBANK
 
+from i2srf_kd.ablation import ablation as study
 from i2srf_kd.bin import ablate
 from i2srf_kd.system.errors import UserError
 
@@ -229,6 +230,11 @@ def prepared(finished) -> Recipe:
     return finished
 
 
+def words_for_the_recipe(recipe: Recipe) -> List[str]:
+    """The options of the command that are those of run.sh."""
+    return ablate.get_parser().parse_known_args(recipe.words())[1]
+
+
 def option(arguments: list, name: str) -> str:
     return arguments[arguments.index(name) + 1]
 
@@ -333,7 +339,7 @@ def test_a_signal_counts_more_than_a_failure(prepared, monkeypatch, capsys, code
     monkeypatch.chdir(prepared.folder)
     for name, value in prepared.environment().items():
         monkeypatch.setenv(name, value)
-    ablation = ablate.Ablation(*ablate.get_parser().parse_known_args(prepared.words()))
+    ablation = study.Ablation(Path("grid.yaml"), words_for_the_recipe(prepared), python=str(prepared.stub))
     failed = prepared.results / "half/seed0/state.json"
     failed.parent.mkdir(parents=True)
     failed.write_text('{"exit_code": 3}')
@@ -416,16 +422,14 @@ def test_selected_cells_and_seeds(prepared):
     assert "## Differences from plain" not in (prepared.results / "results_test.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "ngpu, options, jobs, threads", [("1", [], 3, 4), ("2", [], 1, 12), ("1", ["--max_jobs", "2"], 2, 6)]
-)
-def test_runs_share_the_gpus_and_the_threads(finished, monkeypatch, ngpu, options, jobs, threads):
+@pytest.mark.parametrize("ngpu, max_jobs, jobs, threads", [("1", None, 3, 4), ("2", None, 1, 12), ("1", 2, 2, 6)])
+def test_runs_share_the_gpus_and_the_threads(finished, monkeypatch, ngpu, max_jobs, jobs, threads):
     monkeypatch.chdir(finished.folder)
     for name, value in finished.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ablate, "visible_gpus", lambda: ["0", "1", "2"])
-    args, words = ablate.get_parser().parse_known_args(finished.words(*options))
-    ablation = ablate.Ablation(args, words)
+    monkeypatch.setattr(study, "visible_gpus", lambda: ["0", "1", "2"])
+    words = words_for_the_recipe(finished)
+    ablation = study.Ablation(Path("grid.yaml"), words, max_jobs=max_jobs, python=str(finished.stub))
     ablation.options.update(ngpu=ngpu, num_threads="12")
     shares = ablation._shares()
     assert shares["num_threads"] == str(threads)

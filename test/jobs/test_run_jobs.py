@@ -53,6 +53,14 @@ def test_array_replaces_job_in_log_and_arguments(tmp_path):
     assert not log.with_name("x.1.log").exists()
 
 
+def test_folders_that_are_called_job_stay_what_they_are(tmp_path):
+    log = tmp_path / "x.JOB.log"
+    words = ["/data/JOB/a", "JOB_2024/a", "x/my_JOB/out.JOB.wav", "--dir=JOB/2", "scan JOB/2"]
+    assert main(["JOB=3", str(log), "echo", *words]) == 0
+    line = "/data/JOB/a JOB_2024/a x/my_JOB/out.3.wav --dir=3/2 scan 3/2"
+    assert f"\n{line}\n" in (tmp_path / "x.3.log").read_text()
+
+
 def test_single_command_keeps_the_word_job(tmp_path):
     assert main([str(tmp_path / "x.log"), "echo", "JOB"]) == 0
     assert "\nJOB\n" in (tmp_path / "x.log").read_text()

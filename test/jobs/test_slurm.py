@@ -224,12 +224,12 @@ def test_only_what_is_missing_is_run_again(stand_in: Path, backend: str) -> None
 @pytest.mark.parametrize(
     "sections, message",
     [
-        ({"default": {"partitoin": "x"}}, "default: unknown setting partitoin; did you mean partition"),
+        ({"default": {"partitoin": "x"}}, "default has no option partitoin: .*did you mean partition"),
         ({"default": {"requeue": "yes please"}}, "requeue must be true or false"),
         ({"default": {"time": 3600}}, "put the time into quotes"),
         ({"default": {"max_jobs": 0}}, "max_jobs must be a whole number, 1 or more"),
         ({"default": {"extra": "--x"}}, "extra must be a list of texts"),
-        ({"train": ["x"]}, "train must hold settings"),
+        ({"train": ["x"]}, "train must hold options"),
     ],
 )
 def test_wrong_configuration_is_refused(stand_in: Path, sections: Dict[str, Any], message: str) -> None:

@@ -1,12 +1,10 @@
-"""Copies on a machine's own disk: shared, verified, found by the readers, and gone at the end."""
+"""Copies on a machine's own disk: verified, found by the readers, and gone at the end."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -18,6 +16,7 @@ from places import REPOSITORY
 from i2srf_kd.bin import with_scratch
 from i2srf_kd.system import scratch
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.fingerprints import sha256_of
 from i2srf_kd.system.scratch import VARIABLE, local_copy, resolve_folder, scratch_copy
 
 
@@ -38,7 +37,7 @@ def entries(base: Path) -> List[str]:
 def test_readers_find_the_copy_and_it_is_removed(files: List[str], tmp_path: Path, monkeypatch: Any) -> None:
     assert local_copy(files[0]) == files[0]
     with scratch_copy(str(tmp_path / "fast"), files[:2]) as copy:
-        monkeypatch.setenv(VARIABLE, str(copy.root))
+        monkeypatch.setenv(VARIABLE, str(copy))
         found = local_copy(files[1])
         assert found.startswith(str(tmp_path / "fast/i2srf-")) and Path(found).read_bytes() == b"\1" * 1001
         assert local_copy(os.path.abspath(files[1])) == found
@@ -46,93 +45,17 @@ def test_readers_find_the_copy_and_it_is_removed(files: List[str], tmp_path: Pat
     assert local_copy(files[0]) == files[0] and entries(tmp_path / "fast") == []
 
 
-def test_one_copy_serves_all_and_the_last_removes_it(files: List[str], tmp_path: Path) -> None:
-    base, gate, roots = tmp_path / "fast", threading.Barrier(4), []
-
-    def use() -> None:
-        with scratch_copy(str(base), files) as copy:
-            roots.append((copy.root, (copy.root.parent / "manifest.json").stat().st_ino))
-            gate.wait(20)  # all of them hold it at a time
-            assert Path(str(copy.root) + os.path.abspath(files[2])).read_bytes() == b"\2" * 1002
-
-    threads = [threading.Thread(target=use) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(roots) == 4 and len(set(roots)) == 1
-    assert entries(base) == []
-
-
-def test_the_copy_stays_while_another_job_uses_it(files: List[str], tmp_path: Path) -> None:
-    with scratch_copy(str(tmp_path / "fast"), files) as copy:
-        with (
-            scratch_copy(str(tmp_path / "fast"), files) as same,
-            scratch_copy(str(tmp_path / "fast"), files[:1]) as other,
-        ):
-            assert same.root == copy.root and other.root != copy.root
-        assert copy.root.exists() and not other.root.exists()
+def test_jobs_have_copies_of_their_own(files: List[str], tmp_path: Path) -> None:
+    with scratch_copy(str(tmp_path / "fast"), files) as first:
+        with scratch_copy(str(tmp_path / "fast"), files) as second:
+            assert first != second
+        assert Path(f"{first}{os.path.abspath(files[2])}").read_bytes() == b"\2" * 1002 and not second.exists()
     assert entries(tmp_path / "fast") == []
 
 
-def left_by_a_killed_job(files: List[str], base: Path) -> Path:
-    """A complete copy that nobody holds."""
-    child = os.fork()
-    if child == 0:
-        with scratch_copy(str(base), files):
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    (place,) = base.glob("i2srf-*")
-    return place
-
-
-def test_an_intact_leftover_is_taken_up_and_others_are_removed(files: List[str], tmp_path: Path) -> None:
-    base = tmp_path / "fast"
-    place = left_by_a_killed_job(files, base)
-    inode = (place / "manifest.json").stat().st_ino
-    with scratch_copy(str(base), files) as copy:
-        assert copy.root.parent == place and (place / "manifest.json").stat().st_ino == inode
-    place = left_by_a_killed_job(files, base)
-    with scratch_copy(str(base), files[:1]):
-        assert not place.exists()
-    assert entries(base) == []
-
-
-def damage_copy(place: Path, source: Path) -> None:
-    Path(f"{place}/files{source}").write_bytes(b"\2" * 1001 + b"x")  # of the same size
-
-
-def lose_manifest(place: Path, source: Path) -> None:
-    (place / "manifest.json").unlink()
-
-
-def change_source(place: Path, source: Path) -> None:
-    source.write_bytes(b"another file")
-
-
-@pytest.mark.parametrize("happen", [damage_copy, lose_manifest, change_source])
-def test_a_leftover_that_is_not_intact_is_made_anew(
-    files: List[str], tmp_path: Path, happen: Callable[[Path, Path], None]
-) -> None:
-    source = Path(os.path.abspath(files[2]))
-    place = left_by_a_killed_job(files, tmp_path / "fast")
-    happen(place, source)
-    with scratch_copy(str(tmp_path / "fast"), files) as copy:
-        assert Path(f"{copy.root}{source}").read_bytes() == source.read_bytes()
-        assert json.loads((place / "manifest.json").read_text())[str(source)][0] == source.stat().st_size
-
-
 def test_a_copy_that_differs_is_an_error(files: List[str], tmp_path: Path, monkeypatch: Any) -> None:
-    copied = scratch._copy
-
-    def with_a_fault(source: str, target: str, stop: Any) -> Any:
-        result = copied(source, target, stop)
-        if target.endswith("1.flac"):
-            Path(target).write_bytes(b"\1" * 1000 + b"\0")
-        return result
-
-    monkeypatch.setattr(scratch, "_copy", with_a_fault)
-    with pytest.raises(UserError, match=r"1\.flac and its copy on .* differ"), scratch_copy(str(tmp_path / "f"), files):
+    monkeypatch.setattr(scratch, "sha256_of", lambda path: "0" * 64 if path.endswith("1.flac") else sha256_of(path))
+    with pytest.raises(UserError, match=r"1\.flac and its copy .* differ"), scratch_copy(str(tmp_path / "f"), files):
         pass
     assert entries(tmp_path / "f") == []
 

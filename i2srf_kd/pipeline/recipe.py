@@ -3,10 +3,12 @@
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.processes import call
+
+_NO_OPTIONS = ("pipeline", "teacher_dir", "rawdir", "train_cmd")  # what is shown with the options
 
 
 def option_words(options: Mapping[str, str]) -> List[str]:
@@ -36,37 +38,46 @@ def parse_option_words(words: Sequence[str]) -> Dict[str, str]:
 
 
 class Pipeline:
-    """A recipe's ``run.sh``.
+    """A script that takes the pipeline's options: a recipe's ``run.sh``, or ``enh_kd.sh``, which it calls.
 
     Args:
         script: path of it.
-        python: interpreter that it shall use.
         options: options of every call.
     """
 
-    def __init__(self, script: str, python: str, options: Mapping[str, str]):
+    def __init__(self, script: str, options: Mapping[str, str]):
         self.script = script
-        self.options = {"python": python, **options}
+        self.options = dict(options)
 
-    def command(self, **more: str) -> List[str]:
-        """The command line with further options."""
-        return [self.script, *option_words({**self.options, **more})]
+    def with_options(self, **more: str) -> "Pipeline":
+        """The same script with further options."""
+        return Pipeline(self.script, {**self.options, **more})
 
-    def resolve(self) -> Dict[str, str]:
-        """What every option comes to.
+    def command(self) -> List[str]:
+        """The command line."""
+        return [self.script, *option_words(self.options)]
+
+    def resolve(self) -> Tuple["Pipeline", Dict[str, str]]:
+        """What the options of ``run.sh`` come to: asked once, so that nothing else has to know them.
+
+        Returns:
+            ``enh_kd.sh`` with all of its options, for calls without ``run.sh``; and the same options as a mapping, with
+            what they lead to: ``teacher_dir``, ``rawdir``, and the resources ``train_cmd``.
 
         Raises:
             UserError: the pipeline refuses an option; with its own words.
         """
-        command = self.command(show_options="true")
+        command = self.with_options(show_options="true").command()
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise UserError((done.stderr.strip() or f"{shlex.join(command)} failed").removeprefix("error: "))
-        return dict(line.partition("=")[::2] for line in done.stdout.splitlines() if "=" in line)
+        values = dict(line.partition("=")[::2] for line in done.stdout.splitlines() if "=" in line)
+        options = {name: value for name, value in values.items() if name not in _NO_OPTIONS}
+        return Pipeline(values["pipeline"], {**options, "show_options": "false"}), values
 
     def run(self, **more: str) -> int:
         """Run it; the exit code."""
-        return call(self.command(**more))
+        return call(self.with_options(**more).command())
 
 
 def last_lines(path: Path, count: int = 15) -> List[str]:

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from i2srf_kd.jobs.array import EXIT_RUN_AGAIN, JobArray, JobResult
+from i2srf_kd.jobs.array import JobArray, JobResult
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _HEARTBEAT_SECONDS = 60.0
 _LAST_LINES = 20
@@ -68,8 +69,8 @@ class Report:
         """
         self.results.append(result)
         title = self.array.title_of(result.index)
-        if result.code == EXIT_RUN_AGAIN:
-            say(f"{title}: saved its state and is to be run again (exit code {EXIT_RUN_AGAIN}); log: {result.log}")
+        if result.code == EXIT_INTERRUPTED:
+            say(f"{title}: saved its state and is to be run again (exit code {EXIT_INTERRUPTED}); log: {result.log}")
         elif result.code:
             self.failures += 1
             reason = f" ({why})" if why else ""
