@@ -14,8 +14,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from i2srf_kd.distill.calibration import resampling_matrix
 from i2srf_kd.distill.method import DistillMethod, LayerShape, Layout, Side
+from i2srf_kd.distill.similarity import resampling_matrix
 
 DEFAULT_SETS = ("encoder", "dual_path", "decoder")
 

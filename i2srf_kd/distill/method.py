@@ -74,6 +74,9 @@ class DistillMethod(nn.Module):
         """
         raise NotImplementedError
 
+    def check_batch(self, clips: int, frames: int) -> None:
+        """ValueError if the method does not take training batches of this size; most take any."""
+
     def diagnostics(self) -> Dict[str, Tensor]:
         """Scalars and small tensors of the last forward pass worth recording (for instance calibration weights)."""
         return {}

@@ -1,12 +1,15 @@
-"""Similarity of frames inside a clip and of clips at the same frame (arXiv 2506.13127, section on TFCKD).
+"""Similarity of frames, of bins and of clips (arXiv 2506.13127, section on TFCKD; that of bins is ours).
 
 A feature ``(B, C, T, F)`` is read as one vector of ``C * F`` numbers per clip and frame. Two Gram matrices compare
 these vectors:
 
 - the **time** stream compares the frames of a clip, ``(B, T, T)``;
-- the **batch** stream compares the clips of a batch at the same frame, ``(B, T, N)`` with N = B, or N the clips of all
-  processes of a training. The paper calls it the frequency
-  stream: it compares spectral content, though no axis of it is a frequency axis.
+- the **clips'** stream compares the clips of a batch at the same frame, ``(B, T, N)`` with N = B, or N the clips of all
+  processes of a training. The paper calls it the frequency stream: it compares spectral content, though no axis of it
+  is a frequency axis.
+
+The **frequency** stream reads a vector of ``C * T`` numbers per clip and bin, and compares the bins of a clip,
+``(B, F, F)``.
 
 Each matrix is computed once per layer, whatever the number of pairs it enters.
 """
@@ -30,9 +33,9 @@ class Similarity(NamedTuple):
     """One layer's comparison along one axis.
 
     Attributes:
-        gram: inner products ``(B, T, N)``; N is T in the time stream and the number of compared clips in the batch
-            stream.
-        cosine: the same divided by both norms ``(B, T, N)``, 0 for silent vectors.
+        gram: inner products ``(B, T, N)``; N is T in the time stream and the number of compared clips in the clips'
+            stream. In the frequency stream both axes are bins.
+        cosine: the same divided by both norms, 0 for silent vectors.
     """
 
     gram: Tensor
@@ -46,6 +49,14 @@ class Similarity(NamedTuple):
         """Row distributions ``(B, T, N)``: ``(1 + cosine) / 2``, normalised to sum 1 over the last axis."""
         similarity = (0.5 * (1.0 + self.cosine)).clamp_min(_SIMILARITY_FLOOR)
         return similarity / similarity.sum(-1, keepdim=True)
+
+
+def resampling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """Matrix ``(length, bins)`` of area averages: bin k is the mean of the row over ``[k, k+1) * length / bins``."""
+    edges = torch.arange(bins + 1, device=like.device, dtype=like.dtype) * (length / bins)
+    cells = torch.arange(length, device=like.device, dtype=like.dtype).unsqueeze(1)
+    overlap = torch.minimum(cells + 1, edges[1:]) - torch.maximum(cells, edges[:-1])
+    return overlap.clamp_min(0) * (bins / length)
 
 
 def frame_vectors(feature: Tensor) -> Tensor:
@@ -116,6 +127,19 @@ def layer_similarities(feature: Tensor, gather: bool = False) -> Tuple[Similarit
             return time_similarity(vectors), batch_similarity(vectors, gather)
         by_time, by_frame = frame_grams(_as_float(feature))
         return _similarity(by_time), _clips_first(_similarity(by_frame))
+
+
+def bin_similarity(feature: Tensor, bins: int) -> Similarity:
+    """Compare the bins of each clip: ``(B, C, T, F)`` to Gram and cosines ``(B, bins, bins)``.
+
+    Args:
+        bins: number of bins that the feature is brought to by area averages, so that layers of any width compare.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        feature = _as_float(feature)
+        if feature.shape[-1] != bins:
+            feature = feature @ resampling_matrix(feature.shape[-1], bins, feature)
+        return _similarity(self_gram(feature.permute(0, 3, 1, 2).flatten(2)))
 
 
 def symmetric_kl(p: Tensor, q: Tensor, log_p: Optional[Tensor] = None, log_q: Optional[Tensor] = None) -> Tensor:

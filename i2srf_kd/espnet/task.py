@@ -219,7 +219,7 @@ class DistillEnhancementTask(EnhancementTask):
             Path(args.teacher_config), Path(args.teacher_model_file), args.distill.get("teacher_taps")
         )
         _check_rates(args, teacher_args)
-        return DistillEnhancementModel(
+        model = DistillEnhancementModel(
             teacher,
             args.distill,
             encoder=encoder,
@@ -229,6 +229,8 @@ class DistillEnhancementTask(EnhancementTask):
             loss_wrappers=plain.loss_wrappers,
             **copy.deepcopy(args.model_conf),
         )
+        _check_batch(args, model)
+        return model
 
     @classmethod
     def build_task_iter_factory(cls, args: argparse.Namespace, iter_options: Any, mode: str) -> AbsIterFactory:
@@ -354,6 +356,15 @@ def _try_scheduler(args: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"--scheduler {args.scheduler}, --scheduler_conf {args.scheduler_conf}: {error}") from None
     del scheduler
+
+
+@torch.no_grad()
+def _check_batch(args: argparse.Namespace, model: DistillEnhancementModel) -> None:
+    """Refuse, before the training, batches of a size that a method does not take."""
+    samples = int(args.chunk_length)
+    frames = model.encoder(torch.zeros(1, samples), torch.tensor([samples]))[0].shape[1]
+    for method in model.distiller.methods:
+        method.check_batch(args.batch_size // (getattr(args, "dist_world_size", None) or 1), frames)
 
 
 def _check_rates(args: argparse.Namespace, teacher_args: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr
 
-from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions, resampling_matrix
-from i2srf_kd.distill.similarity import layer_similarities, symmetric_kl
+from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions
+from i2srf_kd.distill.similarity import layer_similarities, resampling_matrix, symmetric_kl
 
 
 def features(batch: int, frames: int, widths=(9, 5), channels: int = 3, seed: int = 0, dtype=torch.float64):
@@ -99,26 +99,26 @@ def test_gradient_by_finite_differences() -> None:
 def test_streams_can_be_switched_off_and_sum_up() -> None:
     student, teacher = features(3, 10), features(3, 10, seed=1)
     both = build()
-    time_only = CalibratedSetLoss(2, 2, CalibrationOptions(frequency_stream=False)).double()
-    time_only.load_state_dict({k: v for k, v in both.state_dict().items() if k.startswith("time.")})
-    assert time_only.batch is None
-    torch.testing.assert_close(time_only(student, teacher).loss, both(student, teacher).time_loss)
+    time_only = CalibratedSetLoss(2, 2, CalibrationOptions.parse({"frequency_stream": False})).double()
+    time_only.load_state_dict({k: v for k, v in both.state_dict().items() if k.startswith("learned.time.")})
+    assert list(time_only.learned) == ["time"]
+    torch.testing.assert_close(time_only(student, teacher).loss, both(student, teacher).streams["time"].loss)
 
 
 def test_no_calibration_weighs_all_teacher_layers_alike() -> None:
     student, teacher = features(2, 5), features(2, 5, seed=1)
-    loss = CalibratedSetLoss(2, 2, CalibrationOptions(embedding="none"))
+    loss = CalibratedSetLoss(2, 2, CalibrationOptions(weights="uniform"))
     assert not list(loss.parameters())
     result = loss(student, teacher)
     rows = [[layer_similarities(f)[0].rows() for f in side] for side in (student, teacher)]
     expected = sum(symmetric_kl(s, t).mean() / 2 for s in rows[0] for t in rows[1]) / 2
-    torch.testing.assert_close(result.time_loss, expected)
+    torch.testing.assert_close(result.streams["time"].loss, expected)
 
 
 def test_batch_stream_grows_with_clip_length_only_in_the_published_reduction() -> None:
     student, teacher = features(4, 12), features(4, 12, seed=1)
     published, mean = build(batch_reduction="clips"), build(batch_reduction="frames")
-    ratio = published(student, teacher).batch_loss / mean(student, teacher).batch_loss
+    ratio = published(student, teacher).streams["clips"].loss / mean(student, teacher).streams["clips"].loss
     assert float(ratio.detach()) == pytest.approx(12 / 4)
 
 
@@ -143,15 +143,15 @@ def test_resampling_keeps_constants_and_the_mean(length: int, bins: int) -> None
 )
 def test_bad_options_are_named(options: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        CalibrationOptions(**options)
+        CalibrationOptions.parse(options)
 
 
 def test_fixed_calibration_weighs_other_sizes_uniformly_in_evaluation() -> None:
     fixed = CalibratedSetLoss(2, 2, CalibrationOptions(embedding="fixed", frames=10, batch_size=3)).double().eval()
-    uniform = CalibratedSetLoss(2, 2, CalibrationOptions(embedding="none"))
+    uniform = CalibratedSetLoss(2, 2, CalibrationOptions(weights="uniform"))
     student, teacher = features(2, 7), features(2, 7, seed=1)
     torch.testing.assert_close(fixed(student, teacher).loss, uniform(student, teacher).loss)
-    assert fixed(features(3, 10), features(3, 10, seed=1)).time_weights is not None
+    assert fixed(features(3, 10), features(3, 10, seed=1)).streams["time"].weights is not None
 
 
 def test_wrong_sizes_are_named() -> None:

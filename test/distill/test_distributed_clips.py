@@ -43,7 +43,7 @@ CASES: List[Dict[str, Any]] = [
     for reduction in ("clips", "frames")
     for weighting in ("own", "product")
 ]
-CASES.append({"time_stream": False, "normalize_over": "embedding"})
+CASES.append({"streams": ("clips",), "normalize_over": "embedding"})
 
 
 def run_rank(rank: int, folder: Path) -> None:

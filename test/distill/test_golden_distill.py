@@ -6,22 +6,21 @@ from typing import Dict
 import pytest
 import torch
 from golden import check, golden_files, load
-from golden.modules import SETS, calibration, features_of, fusion, numbered, total_loss
+from golden.modules import SETS, STREAMS, calibration, features_of, fusion, numbered, total_loss
 from reference import distillation as reference
 
 from i2srf_kd.distill import Side
+from i2srf_kd.distill.calibration import SetLoss
 from i2srf_kd.distill.similarity import layer_similarities
 
 TOLERANCE = 1e-9
-SET_PARTS = (
-    "time_weights",
-    "batch_weights",
-    "time_pair_loss",
-    "batch_pair_loss",
-    "time_loss",
-    "batch_loss",
-    "loss",
-)
+
+
+def loss_parts(result: SetLoss) -> Dict[str, torch.Tensor]:
+    """The parts of a layer set's loss under their published names."""
+    parts = ("weights", "pair_loss", "loss")
+    named = {f"{s}_{part}": getattr(result.streams[ours], part) for s, ours in STREAMS.items() for part in parts}
+    return {**named, "loss": result.loss}
 
 
 def each(part: str) -> pytest.MarkDecorator:
@@ -34,7 +33,7 @@ def test_calibration(path: Path) -> None:
     student, teacher = numbered(golden, "input__student_feature_"), numbered(golden, "input__teacher_feature_")
     loss, gradients = calibration(golden)
     result = loss(student, teacher)
-    actual: Dict[str, torch.Tensor] = {f"expected__{part}": getattr(result, part) for part in SET_PARTS}
+    actual = {f"expected__{part}": value for part, value in loss_parts(result).items()}
     for who, features in (("student", student), ("teacher", teacher)):
         for i, feature in enumerate(features):
             time, clips = layer_similarities(feature)
@@ -95,8 +94,7 @@ def test_total_loss(path: Path) -> None:
     }
     for name, result in method.last.items():
         stage = "inter" if name == "inter" else SETS[name.removeprefix("intra_")]
-        for part in SET_PARTS:
-            actual[f"expected__{stage}__{part}"] = getattr(result, part)
+        actual |= {f"expected__{stage}__{part}": value for part, value in loss_parts(result).items()}
     for who, module in (("student", method.student_fusion), ("teacher", method.teacher_fusion)):
         for stage, output in zip(SETS.values(), module(sides[who]), strict=True):
             actual[f"expected__{who}_{stage}_fusion_output"] = output

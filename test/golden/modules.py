@@ -14,6 +14,7 @@ from i2srf_kd.distill.method import DistillMethod, layout_of
 from i2srf_kd.nets import DPDCRN
 
 Parameters = Dict[str, torch.Tensor]  # by the name of the golden gradient
+STREAMS = {"time": "time", "batch": "clips"}  # the published code's names to ours
 SETS = {"encoder": "encoder", "dual_path": "middle", "decoder": "decoder"}
 NETWORK_NAMES = [
     (r"^middle\.entry\.conv", "dual_path.entry.0"),
@@ -51,7 +52,8 @@ def features_of(golden: Golden, who: str) -> Dict[str, List[torch.Tensor]]:
 def calibration_parameter(name: str) -> str:
     """``time_query_0_hidden_weight`` to the name of our parameter."""
     stream, role, layer, part, kind = name.split("_")
-    return f"{stream}.{'queries' if role == 'query' else 'keys'}.{layer}.{0 if part == 'hidden' else 2}.{kind}"
+    module = f"learned.{STREAMS[stream]}.{'queries' if role == 'query' else 'keys'}"
+    return f"{module}.{layer}.{0 if part == 'hidden' else 2}.{kind}"
 
 
 def fusion_parameter(name: str) -> str:

@@ -66,7 +66,7 @@ def set_loss(loss: CalibratedSetLoss, student: Sequence[Tensor], teacher: Sequen
         raise ValueError("the reference has the published options only")
     keys = teacher if loss.attach_keys else [f.detach() for f in teacher]
     total = student[0].new_zeros(())
-    for stream, module in zip(STREAMS, (loss.time, loss.batch), strict=True):
+    for stream, module in zip(STREAMS, (loss.learned["time"], loss.learned["clips"]), strict=True):
         weights = calibration_weights(module, student, keys, stream)
         for i, ours in enumerate(student):
             for j, theirs in enumerate(teacher):

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2srf_kd.distill.matching import check_count, check_number, full_precision
+from i2srf_kd.distill.benefit import CompressedMagnitude, check_waveforms
+from i2srf_kd.distill.matching import check_count, check_number
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
-from i2srf_kd.distill.methods.response import require_same_shape
-from i2srf_kd.losses.compressed_spectrum import compress
 
 
 def patch_means(values: Tensor, patch: Tuple[int, int]) -> Tensor:
@@ -58,7 +57,6 @@ class DISPatch(DistillMethod):
 
     needs = ("waveform", "reference")
     source = "arXiv 2509.15922, our reading"
-    window: Tensor
 
     def __init__(
         self,
@@ -77,38 +75,14 @@ class DISPatch(DistillMethod):
         for size in patch:
             check_count("patch", size)
         check_number("share", share, 0, 1, above=True)
-        check_number("power", power, 0, 1, above=True)
-        check_number("floor", floor, 0, above=True)
-        check_count("n_fft", n_fft)
-        check_count("hop_length", hop_length)
-        if hop_length > n_fft:
-            raise ValueError(f"hop_length {hop_length} must not exceed n_fft {n_fft}: samples would be skipped")
         self.patch = (patch[0], patch[1])
-        self.share, self.power, self.floor = float(share), float(power), float(floor)
-        self.n_fft, self.hop_length = n_fft, hop_length
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-
-    def _magnitude(self, waveform: Tensor) -> Tensor:
-        """Compressed magnitude ``(B, T, F)``."""
-        window = self.window.to(waveform.dtype)
-        spectrum = torch.stft(
-            waveform, self.n_fft, self.hop_length, window=window, pad_mode="constant", return_complex=True
-        )
-        return compress(torch.view_as_real(spectrum.mT), self.power, self.floor)[0]
+        self.share = float(share)
+        self.magnitude = CompressedMagnitude(power, n_fft, hop_length, floor)
 
     def forward(self, student: Side, teacher: Side, reference: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        if reference is None:
-            raise ValueError("dispatch compares both networks with the clean reference, which was not handed over")
-        require_same_shape("waveform", student.waveform, teacher.waveform)
-        assert student.waveform is not None and teacher.waveform is not None
-        if reference.shape != student.waveform.shape:
-            raise ValueError(
-                f"the reference has shape {tuple(reference.shape)}, the student's waveform "
-                f"{tuple(student.waveform.shape)}"
-            )
-        with torch.autocast(reference.device.type, enabled=False):
-            waveforms = (student.waveform, teacher.waveform.detach(), reference.detach())
-            ours, theirs, clean = (self._magnitude(full_precision(x)) for x in waveforms)
+        ours, theirs, clean = check_waveforms("dispatch", student.waveform, teacher.waveform, reference)
+        with torch.autocast(clean.device.type, enabled=False):
+            ours, theirs, clean = (self.magnitude(x) for x in (ours, theirs.detach(), clean.detach()))
             gap = self._patch_errors(ours.detach(), clean) - self._patch_errors(theirs, clean)
             chosen = leading_patches(gap, self.share).to(ours.dtype)
             difference = self._patch_errors(ours, theirs)

@@ -9,13 +9,15 @@ are calibrated against each other: the inter term. The loss is the sum of all te
       sets: [encoder, dual_path, decoder]
       intra: true
       inter: true
-      calibration: {time_stream: true, frequency_stream: true}
+      calibration: {streams: [time, frequency, clips], weights: learned}
 """
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from i2srf_kd.distill.benefit import Benefit
 from i2srf_kd.distill.calibration import CalibratedSetLoss, CalibrationOptions, SetLoss, relative_entropy
 from i2srf_kd.distill.fusion import RecursiveFusion
 from i2srf_kd.distill.matching import check_count, check_sets
@@ -68,7 +70,11 @@ class SetFusion(nn.Module):
 
 @register_method("i2rf_tfckd")
 class I2RFTFCKD(DistillMethod):
-    """Intra-set and inter-set residual-fusion distillation, with the published arithmetic as default.
+    """Intra-set and inter-set residual-fusion distillation.
+
+    The arithmetic is the published one but for the embeddings of the calibration, which take any size of batch
+    (``embedding: pooled``). ``calibration: {embedding: fixed, frames: T, batch_size: B}`` is the published form to the
+    digit, for batches of that size alone.
 
     Args:
         student, teacher: layouts of the two networks.
@@ -77,7 +83,8 @@ class I2RFTFCKD(DistillMethod):
         inter: use the inter-set term.
         middle_channels: width M of the fusion's recursion.
         calibration: options of :class:`~i2srf_kd.distill.calibration.CalibrationOptions`.
-        carry_state: run the fusion's recursion through the sets (see :class:`SetFusion`); None: as the form has it.
+        carry_state: run the fusion's recursion through the sets as well (see :class:`SetFusion`). Ours; nothing public
+            shows it.
 
     Raises:
         ValueError: for sets that a network does not have, or when nothing is left to distil.
@@ -85,7 +92,6 @@ class I2RFTFCKD(DistillMethod):
 
     source = "arXiv 2506.13127"
     # What tells the forms apart.
-    carries_state = False
     calibration_defaults: Mapping[str, Any] = {}
 
     def __init__(
@@ -97,10 +103,9 @@ class I2RFTFCKD(DistillMethod):
         inter: bool = True,
         middle_channels: int = 128,
         calibration: Optional[Mapping[str, Any]] = None,
-        carry_state: Optional[bool] = None,
+        carry_state: bool = False,
     ):
         super().__init__(student, teacher)
-        carry_state = self.carries_state if carry_state is None else carry_state
         check_count("middle_channels", middle_channels)
         check_sets(sets, student, teacher)
         self.sets = list(sets)
@@ -108,7 +113,7 @@ class I2RFTFCKD(DistillMethod):
         self.inter = inter
         if not self.intra_sets and not inter:
             raise ValueError("neither intra nor inter is on: nothing to distil")
-        options = _options({**self.calibration_defaults, **(calibration or {})})
+        options = CalibrationOptions.parse({**self.calibration_defaults, **(calibration or {})})
         self.intra = nn.ModuleDict(
             {name: CalibratedSetLoss(len(student[name]), len(teacher[name]), options) for name in self.intra_sets}
         )
@@ -116,9 +121,13 @@ class I2RFTFCKD(DistillMethod):
             self.student_fusion = SetFusion(student, self.sets, middle_channels, carry_state)
             self.teacher_fusion = SetFusion(teacher, self.sets, middle_channels, carry_state)
             self.inter_set = CalibratedSetLoss(len(self.sets), len(self.sets), options, attach_keys=True)
-            if not list(self.inter_set.parameters()):
-                # Without calibration weights nothing reaches the teacher's fusion: it stays a random projection.
+            if not (self.inter_set.attach_keys and list(self.inter_set.parameters())):
+                # Where no weights pass the loss on, nothing reaches the teacher's fusion: it stays a random projection.
                 self.teacher_fusion.requires_grad_(False)
+        self.benefit = Benefit() if options.benefit else None
+        if options.benefit:
+            self.needs = ("waveform", "reference")
+        self.options = options
         self.last: Dict[str, SetLoss] = {}
 
     def _intra_sets(self, intra: Any) -> List[str]:
@@ -131,56 +140,76 @@ class I2RFTFCKD(DistillMethod):
 
     def forward(self, student: Side, teacher: Side, reference: Optional[Tensor] = None) -> Dict[str, Tensor]:
         teacher_features = {name: [f.detach() for f in teacher.features[name]] for name in self.sets}
+        benefit = None
+        if self.benefit is not None:
+            frames = teacher_features[self.sets[0]][0].shape[2]
+            benefit = self.benefit(student, teacher, reference, frames, self.options.frequency_bins)
         results: Dict[str, SetLoss] = {}
         for name, loss in self.intra.items():
-            results[f"intra_{name}"] = loss(student.features[name], teacher_features[name])
+            results[f"intra_{name}"] = loss(student.features[name], teacher_features[name], benefit)
         if self.inter:
-            results["inter"] = self.inter_set(
-                self.student_fusion(student.features), self.teacher_fusion(teacher_features)
-            )
+            representatives = self.student_fusion(student.features), self.teacher_fusion(teacher_features)
+            results["inter"] = self.inter_set(*representatives, benefit)
         self.last = {name: result.detach() for name, result in results.items()}
-        return {name: result.loss for name, result in results.items()}
+        terms = {name: result.loss for name, result in results.items()}
+        calibration = [r.calibration_loss for r in results.values() if r.calibration_loss is not None]
+        if calibration:
+            terms["calibration"] = torch.stack(calibration).sum()
+        return terms
+
+    def check_batch(self, clips: int, frames: int) -> None:
+        options = self.options
+        if options.embedding == "fixed" and (clips, frames) != (options.batch_size, options.frames):
+            raise ValueError(
+                f"calibration embedding='fixed' takes batches of {options.batch_size} clips of {options.frames} "
+                f"frames, the training has {clips} of {frames}: give these as batch_size and frames, or another "
+                "batch_size and chunk_length to the training, or take embedding='pooled'"
+            )
 
     def diagnostics(self) -> Dict[str, Tensor]:
-        """Of the last forward pass, for each set and stream: loss, calibration weights and their entropy.
+        """Of the last forward pass, for each set and stream, such as ``intra_encoder_time``.
 
-        ``<set>_<stream>`` is the loss, ``<set>_<stream>_weights`` the weights ``(Ns, Nt)``, means over clips and
-        frames, and ``<set>_<stream>_entropy`` the :func:`~i2srf_kd.distill.calibration.relative_entropy`.
+        ``<set>_<stream>`` is the loss and ``..._uniform`` what it would be under uniform weights, which alone compares
+        between trainings. ``..._weights`` are the calibration weights ``(Ns, Nt)``, means over clips and frames,
+        ``..._entropy`` their :func:`~i2srf_kd.distill.calibration.relative_entropy`, and ``..._spread`` their standard
+        deviation over clips and frames, mean over the pairs of layers.
         """
         values: Dict[str, Tensor] = {}
         for name, result in self.last.items():
-            streams = (
-                ("time", result.time_loss, result.time_pair_loss, result.time_weights),
-                ("frequency", result.batch_loss, result.batch_pair_loss, result.batch_weights),
-            )
-            for stream, loss, pairs, weights in streams:
-                if pairs is not None:
-                    values[f"{name}_{stream}"] = loss
-                if weights is not None:
-                    values[f"{name}_{stream}_weights"] = weights.mean((0, 1))
-                    if weights.shape[-1] > 1:
-                        values[f"{name}_{stream}_entropy"] = relative_entropy(weights).mean()
+            for stream, found in result.streams.items():
+                key = f"{name}_{stream}"
+                values[key] = found.loss
+                values[f"{key}_uniform"] = found.uniform_loss
+                if found.weights is not None:
+                    values[f"{key}_weights"] = found.weights.mean((0, 1))
+                    values[f"{key}_spread"] = found.weights.flatten(0, 1).std(0, correction=0).mean()
+                    if found.weights.shape[-1] > 1:
+                        values[f"{key}_entropy"] = relative_entropy(found.weights).mean()
         return values
+
+    def place_weights(self) -> Dict[str, Tensor]:
+        """Calibration weights of the last forward pass at every frame or bin, ``(B, N, Ns, Nt)``, by set and stream."""
+        return {
+            f"{name}_{stream}": found.weights
+            for name, result in self.last.items()
+            for stream, found in result.streams.items()
+            if found.weights is not None
+        }
 
 
 @register_method("i2srf_tfckd")
 class I2SRFTFCKD(I2RFTFCKD):
     """Intra-set and inter-set recursive-fusion distillation: the present form, in our reading.
 
-    What the newest version of the paper changes beyond I2RF is not public. Here the recursion runs through the sets as
-    well as through their layers (``carry_state``), and the calibration is made fit for real clip lengths: embeddings
-    have unit length over their own axis, so that the weights do not flatten as the clip grows, and both streams are
-    means over clips and frames, so that neither drowns the other. Every one of these is an option.
+    What the newest version of the paper changes beyond I2RF is not known to us; its recursion is most likely the
+    residual one of I2RF under a new name. Here the calibration is what the abstract says: see the table of claims in
+    docs/distillation.md. Every default is an option of :class:`~i2srf_kd.distill.calibration.CalibrationOptions`.
     """
 
     source = "arXiv 2506.13127, our reading of its newest version"
-    carries_state = True
-    calibration_defaults = {"normalize_over": "embedding", "batch_reduction": "frames", "temperature": 0.1}
-
-
-def _options(given: Dict[str, Any]) -> CalibrationOptions:
-    known = CalibrationOptions.__dataclass_fields__
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(f"calibration has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return CalibrationOptions(**given)
+    calibration_defaults = {
+        "normalize_over": "embedding",
+        "batch_reduction": "frames",
+        "temperature": 0.5,
+        "learn_from": "agreement",
+    }

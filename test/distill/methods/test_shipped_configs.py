@@ -12,11 +12,13 @@ from places import CONF
 
 from i2srf_kd.espnet.loading import TRAINING_ONLY_PREFIXES
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.system.errors import UserError
 
 CONFIGS = CONF / "distill"
 # Those that tap a teacher of another kind have a test of their own.
 FOR_DPDCRN = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("teacher_")]
 STFT_CONF = {"n_fft": 128, "hop_length": 64}
+CLIPS, SAMPLES = 3, 1600
 NARROW = {"middle_channels": 4, "embedding_size": 4}
 
 
@@ -49,7 +51,15 @@ def teacher(defaults: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     return {"teacher_config": str(folder / "config.yaml"), "teacher_model_file": str(folder / "1epoch.pth")}
 
 
-def batch(clips: int = 3, samples: int = 1600) -> Dict[str, torch.Tensor]:
+def test_the_published_form_names_the_batches_that_it_takes(defaults: Dict[str, Any], teacher: Dict[str, str]) -> None:
+    distill = yaml.safe_load((CONFIGS / "i2rf_tfckd_published.yaml").read_text())
+    with pytest.raises(UserError, match="batches of 8 clips of 126 frames, the training has 3 of 26"):
+        DistillEnhancementTask.build_model(
+            options(defaults, 8, 1, distill=distill, batch_size=CLIPS, chunk_length=SAMPLES, **teacher)
+        )
+
+
+def batch(clips: int = CLIPS, samples: int = SAMPLES) -> Dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(clips, samples, generator=generator)
     noise = torch.randn(clips, samples, generator=generator)
@@ -66,8 +76,11 @@ def test_a_few_steps(config: Path, defaults: Dict[str, Any], teacher: Dict[str, 
     conf = distill.get("method_conf") or {}
     distill["method_conf"] = {**conf, **{option: NARROW[option] for option in NARROW if option in conf}}
     distill.pop("kd_only_steps", None)
+    if (conf.get("calibration") or {}).get("embedding") == "fixed":
+        distill["method_conf"]["calibration"].update(batch_size=CLIPS, frames=SAMPLES // STFT_CONF["hop_length"] + 1)
     torch.manual_seed(0)
-    model = DistillEnhancementTask.build_model(options(defaults, 8, 1, distill=distill, **teacher)).train()
+    sizes = {"batch_size": CLIPS, "chunk_length": SAMPLES}
+    model = DistillEnhancementTask.build_model(options(defaults, 8, 1, distill=distill, **sizes, **teacher)).train()
     before = copy.deepcopy(model.teacher.model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
