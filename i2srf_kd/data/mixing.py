@@ -144,7 +144,9 @@ class MixedSource:
         self.options = options
         self.chunk_length = chunk_length
         self.sample_rate = pairs.sample_rate
-        self.lengths = {utt_id: max(length, chunk_length) for utt_id, length in pairs.lengths.items()}
+        self.lengths: Mapping[str, int] = {
+            utt_id: max(length, chunk_length) for utt_id, length in pairs.lengths.items()
+        }
         for name in (MIXTURE, REFERENCE):
             if name not in pairs.names() or pairs.channels(name) != 1:
                 raise UserError(f"mixing: wants {name} of one channel in the training data")
@@ -213,7 +215,7 @@ class MixedSource:
         dry = _equalised(speech, options.equalisation_db, draws[1])
         heard, reference, room = self._in_a_room(dry, draws[2])
         noise, kind = self._draw_noise(source.speaker, item.chunk.utt_id, draws[3])
-        snr = draws[3].uniform(*options.snr_db)
+        snr = draws[3].uniform(options.snr_db[0], options.snr_db[1])
         noise *= noise_gain(heard, noise, snr, self.sample_rate)
         made_of = {"speech": source.name, "noise": kind, "room": room, "snr_db": round(float(snr), 2)}
         if choice < options.noise_only:

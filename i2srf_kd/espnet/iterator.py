@@ -66,7 +66,7 @@ def build_chunk_iter_factory(args: argparse.Namespace, iter_options: Any, mode: 
         UserError: bad options or data.
     """
     chunk_length = _single_chunk_length(args.chunk_length)
-    lengths = read_lengths(iter_options.shape_files)
+    lengths: Mapping[str, int] = read_lengths(iter_options.shape_files)
     pairs = ParallelFiles(_scp_files(iter_options.data_path_and_name_and_type), lengths)
     source: ChunkSource = pairs
     if getattr(task_cls, "check_sample_rate", False) and args.sample_rate != source.sample_rate:
