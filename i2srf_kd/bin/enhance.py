@@ -16,14 +16,14 @@ ready, one STFT window (32 ms) later:
 
     arecord -t raw -f S16_LE -r 16000 | python -m i2srf_kd.bin.enhance exp/student --stream | aplay -f S16_LE -r 16000
 
-Exit code 0 when all files were done; 1 when some were not, which are listed at the end with the reason; 2 for a wrong
-call.
+Exit code 0 when all files were done; 1 when some were not, which are listed at the end with the reason, as is what had
+to be passed over in a folder (closed folders, links to nothing, formats that cannot be read); 2 for a wrong call.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 from i2srf_kd.audio.pcm import PCM_FORMATS
 from i2srf_kd.export.runtimes import RUNTIMES
@@ -122,7 +122,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_intermixed_args(argv)  # IN may be empty, and may follow an option
     _check_options(args)
-    jobs = plan(args.inputs, args.out_dir) if args.inputs else []
+    problems: List[str] = []
+    jobs = plan(args.inputs, args.out_dir, problems.append) if args.inputs else []
     method = _method(args)
     if not args.inputs:
         assert isinstance(method, Streams)
@@ -132,10 +133,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             return 130
         return 0
     failures = enhance_files(method, jobs, Options(args.keep_channels, args.overwrite))
-    for reason in failures.values():
-        print(f"error: {reason}", file=sys.stderr)
+    problems += failures.values()
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} files enhanced: {args.out_dir}")
-    return 1 if failures else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Layout: ``L3DAS23_Task1_{train100,train360,dev}/{data,labels}``, train360 in two
 ``labels/<id>.wav`` (mono) and, if at all, ``labels/<id>.txt`` (transcript). 16 kHz.
 """
 
+import logging
 import os
 import re
 import zipfile
@@ -15,15 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from i2srf_kd.audio.folders import is_hidden, walk
 from i2srf_kd.audio.io import probe
 from i2srf_kd.corpora.archive import unzip
-from i2srf_kd.corpora.preparation import is_hidden, walk
+from i2srf_kd.corpora.preparation import DEPTH
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems, read_lines
 from i2srf_kd.data.pairs import list_audio
 from i2srf_kd.system.errors import UserError, writing
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.locks import held
 from i2srf_kd.system.progress import progress
+
+logger = logging.getLogger(__name__)
 
 SETS = ("train100", "train360", "dev")
 SET_PREFIX = "L3DAS23_Task1_"
@@ -100,7 +104,7 @@ def _missing(name: str, parts: Sequence[Part]) -> List[str]:
 
 def _walk(root: Path) -> Iterator[Tuple[Path, List[str], List[str]]]:
     """Folders, their subfolders and files, from ``root`` down to where sets may lie."""
-    for folder, subfolders, files in walk(root):
+    for folder, subfolders, files in walk(root, logger.warning, DEPTH):
         subfolders[:] = [name for name in subfolders if not _is_foreign(name)]
         yield folder, list(subfolders), files
         subfolders[:] = [name for name in subfolders if name not in _KINDS]

@@ -4,10 +4,11 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence
 
 import numpy as np
 
+from i2srf_kd.audio.folders import is_hidden, walk
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, remove_temporaries
@@ -65,31 +66,10 @@ def to_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def walk(root: PathLike, depth: int = DEPTH) -> Iterator[Tuple[Path, List[str], List[str]]]:
-    """Folders, their subfolders and files, from ``root`` down; the names of subfolders may be removed from the list.
-
-    Hidden folders and files are passed over: they hold downloads and unpacked files of which an interrupted run left a
-    part, or what other systems put beside files. Links to folders are followed; folders that may not be read are named
-    in a warning.
-    """
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_warn_of_folder):
-        shown = sorted(name for name in subfolders if not is_hidden(name))
-        yield Path(folder), shown, sorted(name for name in files if not is_hidden(name))
-        subfolders[:] = shown if len(Path(folder).relative_to(root).parts) < depth else []
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a folder or file of this name is nothing that a corpus consists of."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _warn_of_folder(error: OSError) -> None:
-    logger.warning("%s: passed over, cannot be read (%s)", error.filename, error.strerror)
-
-
 def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
     """The entry called ``name`` in ``root`` or some folders down, the uppermost one; None where there is none."""
-    found = (folder / name for folder, subfolders, files in walk(root) if name in (*subfolders, *files))
+    walked = walk(root, logger.warning, DEPTH)
+    found = (folder / name for folder, subfolders, files in walked if name in (*subfolders, *files))
     return min(filter(wanted, found), key=lambda path: len(path.parts), default=None)
 
 
@@ -106,7 +86,7 @@ def audio_folder(root: Path) -> Path:
     Raises:
         UserError: there is none, or there are several.
     """
-    found = [folder for folder, _, _ in walk(root) if holds_audio(folder)]
+    found = [folder for folder, _, _ in walk(root, logger.warning, DEPTH) if holds_audio(folder)]
     if root in found:
         return root
     if len(found) == 1:

@@ -16,6 +16,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from i2srf_kd.audio.folders import find_audio
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.audio.level import active_power
 from i2srf_kd.corpora.ambisonics_rooms import Recording, draw_room, draw_scene, record
@@ -134,7 +135,7 @@ def _check_options(options: RoomOptions) -> None:
 def _list_audio(folder: Path) -> List[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _AUDIO and not p.name.startswith("."))
+    found = find_audio(folder, _AUDIO, logger.warning)
     if not found:
         raise UserError(f"{folder}: no audio files ({', '.join(_AUDIO)}) in it")
     return found

@@ -3,6 +3,7 @@
 torch is not imported before a model is: wrong calls need not wait for it.
 """
 
+import logging
 import os
 import sys
 from functools import lru_cache, partial
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 import numpy as np
 import soundfile
 
+from i2srf_kd.audio.folders import Report, find_audio
 from i2srf_kd.audio.io import probe
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks, window_in_samples
 from i2srf_kd.audio.pcm import read_pcm, write_pcm
@@ -22,6 +24,8 @@ from i2srf_kd.system.progress import progress
 
 if TYPE_CHECKING:
     from i2srf_kd.inference.enhancer import Enhancer
+
+logger = logging.getLogger(__name__)
 
 # Suffixes of libsndfile's formats, without RAW, which needs a description of its content, and with other spellings.
 _AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
@@ -45,8 +49,13 @@ class Options(NamedTuple):
     overwrite: bool
 
 
-def find_inputs(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:
+def find_inputs(inputs: Sequence[str], out_dir: Path, report: Report) -> List[Tuple[Path, Path]]:
     """Audio files and their names relative to the input they belong to, each file once.
+
+    Args:
+        inputs: files and folders.
+        out_dir: what lies there is no input.
+        report: is told what of a folder is passed over, see :func:`i2srf_kd.audio.folders.find_audio`.
 
     Raises:
         UserError: an input does not exist, or a folder has no audio.
@@ -57,9 +66,13 @@ def find_inputs(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            files = [f for f in sorted(path.rglob("*")) if _is_audio(f) and out_dir not in f.resolve().parents]
+            problems: List[str] = []
+            audio = find_audio(path, _AUDIO_SUFFIXES, problems.append)
+            files = [f for f in audio if f.is_file() and out_dir not in f.resolve().parents]
             if not files:
-                raise UserError(f"{path}: no audio files in this folder")
+                raise UserError("\n".join([f"{path}: no audio files in this folder", *problems]))
+            for problem in problems:
+                report(problem)
         elif path.exists():
             files = [path]
         else:
@@ -71,17 +84,13 @@ def find_inputs(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]
     return found
 
 
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def plan(inputs: Sequence[str], out_dir: Path) -> List[Job]:
-    """Decide where every output goes.
+def plan(inputs: Sequence[str], out_dir: Path, report: Report = logger.warning) -> List[Job]:
+    """Decide where every output goes; the arguments are those of :func:`find_inputs`.
 
     Raises:
         UserError: as :func:`find_inputs`; or an output would be one of the inputs.
     """
-    found = find_inputs(inputs, out_dir)
+    found = find_inputs(inputs, out_dir, report)
     names = [name for _, name in found]
     # compared without case, because some file systems do
     if len({str(name).lower() for name in names}) < len(names):

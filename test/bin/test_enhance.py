@@ -11,6 +11,7 @@ import soundfile
 import torch
 from export.trained import SMALL, make_experiment, make_network
 from places import REPOSITORY
+from plain_user import plain_user
 
 from i2srf_kd.bin.enhance import main
 from i2srf_kd.export.bundle import export_bundle
@@ -111,6 +112,24 @@ def test_folders_keep_their_structure_and_outputs_are_not_inputs(model, tmp_path
         assert "3 of 3 files" in capsys.readouterr().out
     found = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     assert found == ["a.wav", "x/a.wav", "x/y/b.FLAC"]
+
+
+def test_what_is_passed_over_in_a_folder_is_named(model, tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("in/a.wav", "real/sub/deep.wav", "in/closed/c.wav"):
+        write(tmp_path / name)
+    (folder / "linked").symlink_to("../real")
+    (folder / "x.m4a").write_bytes(b"")
+    (folder / "closed").chmod(0)
+    try:
+        with plain_user():
+            assert run(model, folder, out=tmp_path / "out") == 1
+    finally:
+        (folder / "closed").chmod(0o755)
+    said = capsys.readouterr()
+    assert "2 of 2 files" in said.out and (tmp_path / "out" / "linked" / "sub" / "deep.wav").is_file()
+    assert f"{folder}/closed: cannot be read (Permission denied)" in said.err
+    assert f"{folder}: 1 .m4a file(s), which cannot be read" in said.err
 
 
 def test_equal_names_get_their_folders(tmp_path):
