@@ -24,7 +24,7 @@ setup(
     package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2"]},
     entry_points={"console_scripts": ["i2srf = i2srf_kd.bin.__main__:main"]},
     # Enough to enhance recordings with a trained model.
-    install_requires=["torch>=2.1", "numpy>=1.24", "scipy", "soundfile", "soxr", "pyyaml", "tqdm"],
+    install_requires=["torch>=2.1", "numpy>=1.24", "scipy>=1.15", "soundfile", "soxr", "pyyaml", "tqdm"],
     extras_require={
         "metrics": ["pesq", "pystoi"],
         "asr": ["transformers", "editdistance"],

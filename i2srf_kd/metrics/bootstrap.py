@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,23 +35,6 @@ class Difference(NamedTuple):
     """Share of resamples whose mean difference is above 0."""
 
 
-def _resampled_means(values: NDArray[np.float64], level: float, resamples: int, seed: int) -> Tuple[Any, float, float]:
-    """Means of the draws with replacement, ``(n,)`` to ``(resamples,)``, and the bounds of their middle ``level``."""
-    if len(values) == 1:  # which scipy refuses
-        return values, float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, _INDICES_AT_ONCE // len(values)),  # memory stays bounded
-        vectorized=True,
-        confidence_level=level,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return result.bootstrap_distribution, float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def _check(level: float, resamples: int) -> None:
     if not 0.0 < level < 1.0:
         raise ValueError(f"level is {level}, expected a number between 0 and 1 such as 0.95")
@@ -62,6 +45,29 @@ def _check(level: float, resamples: int) -> None:
 def _bounds(means: NDArray[np.float64], level: float) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _estimate(values: NDArray[np.float64], level: float, resamples: int, seed: int) -> Difference:
+    """Mean, interval and share above 0 of values ``(n,)``; NaN entries are left out and counted."""
+    _check(level, resamples)
+    defined = values[~np.isnan(values)]
+    missing = len(values) - len(defined)
+    if len(defined) < 2:  # which scipy refuses
+        mean = float(defined[0]) if len(defined) else float("nan")
+        return Difference(mean, mean, mean, len(defined), missing, float(mean > 0) if len(defined) else mean)
+    result = stats.bootstrap(
+        (defined,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _INDICES_AT_ONCE // len(defined)),  # memory stays bounded
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = map(float, result.confidence_interval)
+    share = float(np.mean(result.bootstrap_distribution > 0))
+    return Difference(float(defined.mean()), low, high, len(defined), missing, share)
 
 
 def mean_with_interval(values: ArrayLike, level: float = 0.95, resamples: int = 10000, seed: int = 0) -> Interval:
@@ -79,14 +85,7 @@ def mean_with_interval(values: ArrayLike, level: float = 0.95, resamples: int = 
     Returns:
         NaN in mean, low and high if no score is defined.
     """
-    _check(level, resamples)
-    scores = np.asarray(values, dtype=np.float64).ravel()
-    defined = scores[~np.isnan(scores)]
-    missing = len(scores) - len(defined)
-    if not len(defined):
-        return Interval(float("nan"), float("nan"), float("nan"), 0, missing)
-    _, low, high = _resampled_means(defined, level, resamples, seed)
-    return Interval(float(defined.mean()), low, high, len(defined), missing)
+    return Interval(*_estimate(np.asarray(values, dtype=np.float64).ravel(), level, resamples, seed)[:5])
 
 
 def paired_difference(
@@ -107,17 +106,10 @@ def paired_difference(
     Raises:
         ValueError: different numbers of scores.
     """
-    _check(level, resamples)
     first, second = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
     if len(first) != len(second):
         raise ValueError(f"paired scores differ in number: {len(first)} and {len(second)}")
-    differences = first - second
-    defined = differences[~np.isnan(differences)]
-    missing = len(differences) - len(defined)
-    if not len(defined):
-        return Difference(float("nan"), float("nan"), float("nan"), 0, missing, float("nan"))
-    means, low, high = _resampled_means(defined, level, resamples, seed)
-    return Difference(float(defined.mean()), low, high, len(defined), missing, float(np.mean(means > 0)))
+    return _estimate(first - second, level, resamples, seed)
 
 
 class CrossedInterval(NamedTuple):

@@ -14,6 +14,7 @@ from i2srf_kd.results.drawing import (
     calibration_figure,
     curves_figure,
     forest_figure,
+    mean_curve,
     terms_figure,
 )
 from i2srf_kd.results.model import Run, System, common_seeds
@@ -141,15 +142,10 @@ def loss_terms(study: Study) -> List[Picture]:
         names = [name for name in per_run[0] if all(name in terms for terms in per_run)] if per_run else []
         if len(names) < 2:
             continue
-        figure = terms_figure({name: _mean([terms[name] for terms in per_run]) for name in names}, "weighted loss")
+        figure = terms_figure({name: mean_curve([terms[name] for terms in per_run]) for name in names}, "weighted loss")
         text = f"Validation loss, each term with its weight{_over_seeds(per_run)}."
         pictures.append(Picture(f"loss_terms_{system.name}", f"Loss terms of {system.name}", text, figure))
     return pictures
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    places = set.intersection(*(set(entry) for entry in curves))
-    return {place: float(np.mean([entry[place] for entry in curves])) for place in sorted(places)}
 
 
 def _over_seeds(runs: Sequence[Any]) -> str:
