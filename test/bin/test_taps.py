@@ -7,6 +7,7 @@ import torch
 from places import CONF
 
 from i2srf_kd.bin import taps
+from i2srf_kd.espnet.tap_listing import guess_layout
 from i2srf_kd.system.errors import UserError
 
 
@@ -23,7 +24,7 @@ from i2srf_kd.system.errors import UserError
     ],
 )
 def test_layouts_are_found(small, large, is_complex: bool, layout) -> None:
-    assert taps.guess_layout(small, large, is_complex) == layout
+    assert guess_layout(small, large, is_complex) == layout
 
 
 def test_a_listed_tap_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
