@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_complex.tensor import ComplexTensor
 
 from i2srf_kd.nets.presets import network_from_options
+from i2srf_kd.system.errors import UserError
 
 
 class DPDCRNSeparator(AbsSeparator):
@@ -20,48 +21,24 @@ class DPDCRNSeparator(AbsSeparator):
 
     Args:
         input_dim: frequency bins of the encoder, ``n_fft // 2 + 1``.
-        preset: size by name (see :mod:`i2srf_kd.nets.presets`); the options below override it.
-        channels, blocks, heads: size of the network.
-        num_mics: channels of the mixture (4 for each first-order Ambisonics microphone).
-        ref_channel: channel that is enhanced.
-        front, front_conf: what stands before the encoder (see :mod:`i2srf_kd.nets.front`).
-        causal, attention_window: for streaming (see :class:`i2srf_kd.nets.dpdcrn.DPDCRN`).
-        num_spk: must be 1: the network enhances one speaker.
+        separator_conf: see :func:`i2srf_kd.nets.presets.network_from_options`.
     """
 
-    def __init__(
-        self,
-        input_dim: int,
-        preset: Optional[str] = None,
-        channels: Optional[int] = None,
-        blocks: Optional[int] = None,
-        heads: Optional[int] = None,
-        num_mics: int = 1,
-        ref_channel: int = 0,
-        num_spk: int = 1,
-        front: Optional[str] = None,
-        front_conf: Optional[Dict[str, Any]] = None,
-        causal: Optional[bool] = None,
-        attention_window: Optional[int] = None,
-    ):
+    def __init__(self, input_dim: int, **separator_conf: Any):
         super().__init__()
-        if num_spk != 1:
-            raise ValueError(f"DPDCRN enhances one speaker, not {num_spk}: set num_spk to 1")
-        self.ref_channel = ref_channel
-        self.num_mics = num_mics
-        self.net = network_from_options(
-            input_dim,
-            preset=preset,
-            channels=channels,
-            blocks=blocks,
-            heads=heads,
-            num_mics=num_mics,
-            ref_channel=ref_channel,
-            front=front,
-            front_conf=front_conf,
-            causal=causal,
-            attention_window=attention_window,
-        )
+        self.net = network_from_options(input_dim, **separator_conf)
+        self.num_mics = self.net.input_channels // 2
+
+    @property
+    def ref_channel(self) -> int:
+        """Channel that is enhanced; ESPnet's ``SeparateSpeech`` sets it."""
+        return self.net.ref_channel
+
+    @ref_channel.setter
+    def ref_channel(self, channel: int) -> None:
+        if not 0 <= channel < self.num_mics:
+            raise UserError(f"ref_channel {channel} is not one of {self.num_mics} microphones")
+        self.net.ref_channel = channel
 
     @property
     def num_spk(self) -> int:

@@ -108,7 +108,7 @@ def export_bundle(
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "network": experiment.network_options(),
+        "network": network.options.description(),
         "hop_length": int(experiment.stft["hop_length"]),
         "fs": experiment.fs,
         "normalize_variance": experiment.normalize_variance,

@@ -174,21 +174,6 @@ class Experiment:
                 )
         return {key[len(NETWORK_PREFIX) :]: state[key] for key in wanted}
 
-    def network_options(self) -> Dict[str, Any]:
-        """Options of :class:`DPDCRN` that the configuration describes, all spelt out."""
-        network = self.build_network()
-        block: Any = network.dual_path.blocks[0]
-        return {
-            "channels": network.encoder.down1.conv.out_channels,
-            "blocks": len(network.dual_path.blocks),
-            "heads": block.time_branch.attention.heads,
-            "input_channels": network.input_channels,
-            "n_fft": 2 * (network.bins - 1),
-            "ref_channel": network.ref_channel,
-            **network.front_options,
-            **network.causal_options,
-        }
-
     def build_network(self) -> DPDCRN:
         """The DPDCRN of the configuration with random weights.
 
@@ -198,9 +183,8 @@ class Experiment:
         reason = self.why_not_portable()
         if reason:
             raise UserError(f"{self.path / CONFIG} is no DPDCRN that can be used without ESPnet: {reason}")
-        options = {key: value for key, value in self._section("separator_conf").items() if key != "num_spk"}
         try:
-            return network_from_options(int(self.stft["n_fft"]) // 2 + 1, **options)
+            return network_from_options(int(self.stft["n_fft"]) // 2 + 1, **self._section("separator_conf"))
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.path / CONFIG}: separator_conf does not describe a DPDCRN ({error})") from None
 

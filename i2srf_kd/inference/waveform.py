@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from i2srf_kd.audio.normalize import mixture_level, pad_to_hops
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.stft import STFT
@@ -63,22 +64,8 @@ class WaveformDPDCRN(nn.Module):
 
     @torch.no_grad()
     def enhance_window(self, speech: Tensor) -> Tensor:
-        """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``.
-
-        The end is padded with zeros to a whole number of hops: the last
-        samples of any other length lie under the edge of one single frame, and the inverse STFT would divide them by
-        a window value near zero.
-        """
-        if speech.dim() == 2:
-            speech = speech.unsqueeze(-1)
-        batch, samples, _ = speech.shape
-        scale = torch.ones(batch, 1, dtype=speech.dtype, device=speech.device)
-        if self.normalize_variance and samples > 1:
-            deviation = speech.flatten(1).std(dim=1, keepdim=True)
-            scale = torch.where(deviation > 0, deviation, scale)
-        hop = self.stft.hop_length
-        padded = max(-(-samples // hop) * hop, self.stft.n_fft)
-        speech = speech / scale.unsqueeze(-1)
-        speech = nn.functional.pad(speech, (0, 0, 0, padded - samples))
-        enhanced = self.stft.inverse(self._enhance_spectrum(self.stft(speech)), padded)
-        return enhanced[:, :samples] * scale
+        """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""
+        level = mixture_level(speech) if self.normalize_variance else speech.new_ones((1,) * speech.dim())
+        padded = pad_to_hops(speech / level, self.stft.hop_length, at_least=self.stft.n_fft)
+        enhanced = self.stft.inverse(self._enhance_spectrum(self.stft(padded)), padded.shape[1])
+        return enhanced[:, : speech.shape[1]] * level.flatten(1)

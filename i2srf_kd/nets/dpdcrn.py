@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from i2srf_kd.nets.blocks import ConvNormAct, DilatedDenseBlock, DualPath, downsample, upsample
 from i2srf_kd.nets.causal import StreamState
 from i2srf_kd.nets.front import build_front
+from i2srf_kd.nets.options import DPDCRNOptions
 
 FeatureSets = Dict[str, List[Tensor]]
 
 # Below this power a bin counts as empty: its phase is undefined and is taken as zero, without a gradient.
 _TINY_POWER = 1e-24
-ATTENTION_WINDOW = 126
 
 
 class DPDCRNOutput(NamedTuple):
@@ -113,17 +113,7 @@ class DPDCRN(nn.Module):
     """Dual-path dilated convolutional recurrent network.
 
     Args:
-        channels: width C of encoder and decoder; the dual-path blocks run at C/2. Published: teacher 128, student 64.
-        blocks: dual-path blocks L. Published: teacher 4, student 1.
-        heads: attention heads.
-        input_channels: input planes, two for each microphone: real, imaginary, real, imaginary, ...
-        n_fft: STFT size; the network sees ``n_fft // 2 + 1`` bins.
-        ref_channel: microphone whose spectrum the mask is applied to.
-        front: name of what stands before the encoder (:mod:`i2srf_kd.nets.front`); published: None.
-        front_conf: its options.
-        causal: use no frame after the one that is computed (ours; published: False).
-        attention_window: frames that a causal network's attention over time sees, its own included (126 frames are
-            2 s at the published STFT); without meaning for one that is not causal.
+        options: those of :class:`i2srf_kd.nets.options.DPDCRNOptions`, in its order or by name.
 
     Raises:
         ValueError: for sizes the network cannot be built with.
@@ -131,54 +121,28 @@ class DPDCRN(nn.Module):
 
     FEATURE_SETS = ("encoder", "dual_path", "decoder")
 
-    def __init__(
-        self,
-        channels: int = 64,
-        blocks: int = 1,
-        heads: int = 4,
-        input_channels: int = 2,
-        n_fft: int = 512,
-        ref_channel: int = 0,
-        front: Optional[str] = None,
-        front_conf: Optional[Dict[str, Any]] = None,
-        causal: bool = False,
-        attention_window: int = ATTENTION_WINDOW,
-    ):
+    def __init__(self, *options: Any, **named_options: Any):
         super().__init__()
-        if channels < 2 or channels % 2:
-            raise ValueError(f"channels must be even and positive, not {channels}")
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1, not {blocks}")
-        if input_channels < 2 or input_channels % 2:
-            raise ValueError(f"input_channels must be 2 for each microphone, not {input_channels}")
-        if n_fft < 16 or n_fft % 2:
-            raise ValueError(f"n_fft must be even and at least 16, not {n_fft}")
-        if not 0 <= ref_channel < input_channels // 2:
-            raise ValueError(f"ref_channel {ref_channel} is not one of {input_channels // 2} microphones")
-        if attention_window < 2:
-            raise ValueError(f"attention_window must be at least 2 frames, not {attention_window}")
-        self.causal = causal
-        self.attention_window = attention_window
-        # Nothing for a published network, whose descriptions stay readable for older versions of this package.
-        self.causal_options: Dict[str, Any] = {"causal": True, "attention_window": attention_window} if causal else {}
-        self.input_channels = input_channels
-        self.bins = n_fft // 2 + 1
-        self.channels, self.blocks = channels, blocks
-        self.ref_channel = ref_channel
+        self.options = DPDCRNOptions(*options, **named_options)
+        channels, blocks, causal = self.options.channels, self.options.blocks, self.options.causal
+        self.causal, self.input_channels = causal, self.options.input_channels
+        self.bins = self.options.n_fft // 2 + 1
+        self.ref_channel = self.options.ref_channel
         # Whoever wants the feature sets of every forward pass (distillation) sets this; it is no parameter.
         self.feature_sink: Optional[Callable[[FeatureSets], None]] = None
-        self.encoder = Encoder(input_channels, channels, causal)
-        self.dual_path = DualPath(channels, blocks, heads, attention_window if causal else None)
+        self.encoder = Encoder(self.input_channels, channels, causal)
+        window = self.options.attention_window if causal else None
+        self.dual_path = DualPath(channels, blocks, self.options.heads, window)
         self.decoder = Decoder(channels, self.bins, causal)
         # Last, so that a seed draws the same other weights with and without it.
-        self.front_options: Dict[str, Any] = {"front": front, "front_conf": dict(front_conf or {})} if front else {}
-        self.front = build_front(front, input_channels // 2, front_conf)
+        self.front = build_front(self.options.front, self.input_channels // 2, self.options.front_conf)
 
     def feature_shapes(self) -> Dict[str, List[Tuple[int, int]]]:
         """Channels C and bins F of each layer ``(B, C, T, F)`` of the feature sets, without a forward pass."""
         half, quarter = downsampled_bins(self.bins)
-        wide, narrow, mask = (self.channels, half), (self.channels, quarter), (2, self.bins)
-        layers = [wide, narrow, narrow], [narrow] * self.blocks, [narrow, wide, mask]
+        channels = self.options.channels
+        wide, narrow, mask = (channels, half), (channels, quarter), (2, self.bins)
+        layers = [wide, narrow, narrow], [narrow] * self.options.blocks, [narrow, wide, mask]
         return dict(zip(self.FEATURE_SETS, layers, strict=True))
 
     def forward(

@@ -4,9 +4,12 @@
 microphone); the smaller students are ours. So are the causal variants, which have as many parameters.
 """
 
+from dataclasses import fields
 from typing import Any, Dict, Optional
 
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.nets.options import DPDCRNOptions
+from i2srf_kd.system.config import parse_section, refuse_unknown
 
 PRESETS: Dict[str, Dict[str, Any]] = {
     "dpdcrn_teacher": {"channels": 128, "blocks": 4},
@@ -27,34 +30,30 @@ def preset_options(name: str) -> Dict[str, Any]:
 
 
 def build_dpdcrn(preset: str, **overrides: Any) -> DPDCRN:
-    """Build a preset, with any option of :class:`DPDCRN` overridden (for instance ``input_channels=8``)."""
+    """Build a preset, with any option of :class:`DPDCRNOptions` overridden (for instance ``input_channels=8``)."""
     return DPDCRN(**{**preset_options(preset), **overrides})
 
 
 def network_from_options(
-    bins: int,
-    preset: Optional[str] = None,
-    channels: Optional[int] = None,
-    blocks: Optional[int] = None,
-    heads: Optional[int] = None,
-    num_mics: int = 1,
-    ref_channel: int = 0,
-    front: Optional[str] = None,
-    front_conf: Optional[Dict[str, Any]] = None,
-    causal: Optional[bool] = None,
-    attention_window: Optional[int] = None,
+    bins: int, preset: Optional[str] = None, num_mics: int = 1, num_spk: int = 1, **options: Any
 ) -> DPDCRN:
-    """Build the network that the options of a configuration file describe.
+    """Build the network that the ``separator_conf`` of a training configuration describes.
 
     Args:
         bins: frequency bins, ``n_fft // 2 + 1``.
-        preset: a name of ``PRESETS``; the options that are not None override it.
+        preset: a name of ``PRESETS``; the options override it.
         num_mics: channels of the mixture (4 for each first-order Ambisonics microphone).
-        ref_channel, front, front_conf, causal, attention_window: see :class:`DPDCRN`.
+        num_spk: must be 1: the network enhances one speaker.
+        options: those of :class:`DPDCRNOptions` that are not given by the above; None stands for the default.
+
+    Raises:
+        ValueError: an option or its value is not one of these.
     """
-    options = preset_options(preset) if preset else {}
-    given = {"channels": channels, "blocks": blocks, "heads": heads}
-    given.update(causal=causal, attention_window=attention_window)
-    options.update({name: value for name, value in given.items() if value is not None})
-    options.update(input_channels=2 * num_mics, n_fft=2 * (bins - 1), ref_channel=ref_channel)
-    return DPDCRN(**options, front=front, front_conf=front_conf)
+    if num_spk != 1:
+        raise ValueError(f"DPDCRN enhances one speaker, not {num_spk}: set num_spk to 1")
+    sizes = {"input_channels": 2 * num_mics, "n_fft": 2 * (bins - 1)}
+    own = [field.name for field in fields(DPDCRNOptions) if field.name not in sizes]
+    refuse_unknown(options, ["preset", "num_mics", "num_spk", *own], "separator_conf")
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {**(preset_options(preset) if preset else {}), **given, **sizes}
+    return DPDCRN(**vars(parse_section(DPDCRNOptions, chosen, "separator_conf")))

@@ -235,6 +235,18 @@ def test_multichannel_mixture(defaults: Dict[str, Any]) -> None:
         model(**batch(channels=2))
 
 
+def test_reference_microphone_can_be_changed_after_loading() -> None:
+    """ESPnet's SeparateSpeech sets ``ref_channel`` of the separator where it is given one."""
+    conf = {"channels": 8, "heads": 2, "num_mics": 2}
+    separator, other = DPDCRNSeparator(33, **conf), DPDCRNSeparator(33, **conf, ref_channel=1)
+    other.load_state_dict(separator.state_dict())
+    mixture, lengths = torch.randn(1, 5, 2, 33, dtype=torch.complex64), torch.tensor([5])
+    separator.ref_channel = 1
+    torch.testing.assert_close(separator(mixture, lengths)[0], other(mixture, lengths)[0], rtol=0, atol=0)
+    with pytest.raises(UserError, match="ref_channel 2 is not one of 2 microphones"):
+        separator.ref_channel = 2
+
+
 def test_registration_checks_what_espnet_does_not() -> None:
     register_all()
     register_all()

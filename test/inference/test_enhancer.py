@@ -113,7 +113,7 @@ def test_preset_and_espnets_default_hop(tmp_path):
     conf = {"encoder_conf": {}, "decoder_conf": {}, "separator_conf": {"preset": "dpdcrn_tiny", "num_spk": 1}}
     experiment = Experiment(make_experiment(tmp_path / "exp", net, **conf))
     assert experiment.stft["hop_length"] == 128 and experiment.fs == 16000
-    assert experiment.network_options() == {
+    assert experiment.build_network().options.description() == {
         "channels": 16,
         "blocks": 1,
         "heads": 4,

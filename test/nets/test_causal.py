@@ -102,7 +102,7 @@ def test_same_parameters_as_the_published_network(size):
 
 def test_options():
     network = network_from_options(33, channels=8, heads=2, causal=True, attention_window=10)
-    assert network.causal_options == {"causal": True, "attention_window": 10}
-    assert network_from_options(33, preset="dpdcrn_tiny_causal", causal=False).causal_options == {}
+    assert network.options.causal and network.options.attention_window == 10
+    assert "causal" not in network_from_options(33, preset="dpdcrn_tiny_causal", causal=False).options.description()
     with pytest.raises(ValueError, match="attention_window must be at least 2 frames, not 1"):
         make_network(causal=True, attention_window=1)

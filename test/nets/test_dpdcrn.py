@@ -99,6 +99,10 @@ def test_wrong_input_is_named() -> None:
 def test_options_override_the_preset() -> None:
     network = network_from_options(129, preset="dpdcrn_student", channels=16, num_mics=2)
     assert network.encoder.down1.conv.weight.shape[:2] == (16, 4) and network.bins == 129
+    with pytest.raises(ValueError, match="separator_conf has no option chanels: .*did you mean channels"):
+        network_from_options(129, chanels=16)
+    with pytest.raises(ValueError, match="separator_conf: blocks must be a whole number, not 'two'"):
+        network_from_options(129, preset="dpdcrn_student", blocks="two")
     published = {"dpdcrn_teacher", "dpdcrn_student"}
     ours = {"dpdcrn_small", "dpdcrn_tiny"}
     assert set(PRESETS) == published | ours | {f"dpdcrn_{size}_causal" for size in ("student", "small", "tiny")}

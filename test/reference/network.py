@@ -82,7 +82,7 @@ def features(network: DPDCRN, spectrum: Tensor) -> Dict[str, List[Tensor]]:
         network: whose parameters are used.
         spectrum: mixture ``(B, 2, T, F)``.
     """
-    if network.causal or network.front_options or network.input_channels != 2:
+    if network.causal or network.options.front or network.input_channels != 2:
         raise ValueError("the reference is the published network: one microphone, not causal, nothing before it")
     encoder, dual_path, decoder = network.encoder, network.dual_path, network.decoder
     first = conv_norm_act(encoder.down1, spectrum)
