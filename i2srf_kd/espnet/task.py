@@ -85,6 +85,13 @@ class DistillEnhancementTask(EnhancementTask):
             help="What makes a step faster: amp_dtype, teacher_dtype, teacher_inference_mode, channels_last, "
             "dense_buffer, fused_optimizer, compile, cuda_graphs (docs/performance.md)",
         )
+        parser.add_argument(
+            "--train_hours",
+            type=float,
+            default=None,
+            help="Hours of audio to train on; sets --max_epoch and the length of a onecyclelr or cosineannealinglr "
+            "schedule from --num_iters_per_epoch, --batch_size and --chunk_length",
+        )
         # Chunks of equal length, no attention plots, tensorboard beside the metrics in JSON lines.
         parser.set_defaults(
             iterator_type="task",
@@ -154,6 +161,7 @@ class DistillEnhancementTask(EnhancementTask):
         try:
             _check_gpus(args)
             _check_speed(args)
+            plan_hours(args)
             cls.resolve_distillation(args)
             if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
                 raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
@@ -260,6 +268,26 @@ def _read_distill_config(path: str) -> Dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"--distill_config {path} must hold options such as 'method: i2srf_tfckd'")
     return content.get("distill", content)
+
+
+def plan_hours(args: argparse.Namespace) -> None:
+    """Set epochs and the schedule's length so that training hears ``--train_hours`` of audio, in place.
+
+    Raises:
+        UserError: the hours are not positive, or the length of an epoch is not given.
+    """
+    if args.train_hours is None:
+        return
+    if not args.train_hours > 0 or not args.num_iters_per_epoch:
+        raise UserError(
+            f"--train_hours {args.train_hours}: must be above 0, and needs --num_iters_per_epoch, the steps of an epoch"
+        )
+    steps_an_hour = 3600 * args.sample_rate / (args.batch_size * int(args.chunk_length))
+    args.max_epoch = max(1, round(args.train_hours * steps_an_hour / args.num_iters_per_epoch))
+    updates = args.max_epoch * (args.num_iters_per_epoch // args.accum_grad)
+    # ESPnet moves the second one on once an epoch.
+    lengths = {"onecyclelr": {"total_steps": updates}, "cosineannealinglr": {"T_max": args.max_epoch}}
+    args.scheduler_conf = {**args.scheduler_conf, **lengths.get(args.scheduler, {})}
 
 
 def _mixing_fingerprint(args: argparse.Namespace) -> bytes:

@@ -46,7 +46,7 @@ HARMLESS = frozenset(
     keep_nbest_models local_rank log_interval log_level max_cache_fd max_cache_size max_epoch
     multiprocessing_distributed nbest_averaging_interval ngpu num_att_plot num_cache_chunks num_workers output_dir
     overwrite patience print_config quality_interval quality_utts required resume save_interval_minutes
-    save_interval_steps unused_parameters use_matplotlib use_tensorboard use_tf32 use_wandb valid_batch_size
+    save_interval_steps train_hours unused_parameters use_matplotlib use_tensorboard use_tf32 use_wandb valid_batch_size
     valid_max_cache_size version wandb_entity wandb_id wandb_model_log_interval wandb_name wandb_project
     write_collected_feats
     """.split()

@@ -165,3 +165,16 @@ def test_a_configuration_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1,")
     with pytest.raises(UserError, match="bad.yaml"):
         DistillEnhancementTask.main(cmd=["--config", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path)])
+
+
+def test_hours_of_audio_set_epochs_and_schedule(options: Any) -> None:
+    given = {"chunk_length": "32000", "batch_size": 4, "num_iters_per_epoch": 100, "scheduler": "onecyclelr"}
+    args = options(**given, scheduler_conf={"max_lr": 0.01, "total_steps": 7}, train_hours=6.2, accum_grad=2)
+    task.plan_hours(args)
+    assert args.max_epoch == 28 and args.scheduler_conf == {"max_lr": 0.01, "total_steps": 1400}
+    args = options(**{**given, "scheduler": "cosineannealinglr"}, train_hours=0.001)
+    task.plan_hours(args)
+    assert args.max_epoch == 1 and args.scheduler_conf == {"T_max": 1}
+    for changes in ({"train_hours": 0.0}, {"train_hours": 1.0, "num_iters_per_epoch": None}):
+        with pytest.raises(UserError, match="--train_hours .* needs --num_iters_per_epoch"):
+            task.plan_hours(options(**{**given, **changes}))
