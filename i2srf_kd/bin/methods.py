@@ -13,14 +13,12 @@ It means most with a trained teacher and real recordings (--teacher_exp, --data_
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from i2srf_kd.audio.io import read_audio
-from i2srf_kd.data.kaldi_dir import read_audio_table
+from i2srf_kd.data.pairs import read_clips
 from i2srf_kd.distill import method_class, method_names
 from i2srf_kd.distill.catalogue import StudentAndTeacher, describe
 from i2srf_kd.inference.experiment import Experiment
@@ -50,34 +48,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each; their median counts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
-
-
-def read_batch(data_dir: str, clips: int, samples: int) -> Tensor:
-    """Mixtures and clean speech ``(2, clips, samples)``: the middle of the first long enough utterances.
-
-    Raises:
-        UserError: there are too few of them, not at 16 kHz, or without clean speech.
-    """
-    tables = [read_audio_table(Path(data_dir) / name) for name in ("wav.scp", "spk1.scp")]
-    batch: List[Tensor] = []
-    for utt, path in tables[0].items():
-        if len(batch) == clips:
-            break
-        if utt not in tables[1]:
-            raise UserError(f"{Path(data_dir) / 'spk1.scp'} has no {utt}, which wav.scp has")
-        pair = [read_audio(file) for file in (path, tables[1][utt])]
-        if any(fs != FS for _, fs in pair):
-            raise UserError(f"{path} is not at {FS} Hz: give a folder that stage 2 wrote")
-        start = (len(pair[0][0]) - samples) // 2
-        if start >= 0:
-            batch.append(
-                torch.stack([torch.as_tensor(x, dtype=torch.float32)[start : start + samples] for x, _ in pair])
-            )
-    if len(batch) < clips:
-        raise UserError(
-            f"{data_dir} has fewer than {clips} utterances of {samples / FS:g} s: lower --batch or --seconds"
-        )
-    return torch.stack(batch, 1)
 
 
 def chosen_methods(args: argparse.Namespace) -> List[str]:
@@ -118,8 +88,9 @@ def networks(args: argparse.Namespace) -> Tuple[DPDCRN, DPDCRN]:
 def batch_of(args: argparse.Namespace) -> Tensor:
     """Mixtures and clean speech ``(2, clips, samples)``."""
     samples = round(args.seconds * FS)
-    audio = read_batch(args.data_dir, args.batch, samples) if args.data_dir else torch.randn(2, args.batch, samples)
-    return audio.to(args.device)
+    if args.data_dir:
+        return torch.from_numpy(read_clips(args.data_dir, args.batch, samples, FS)).to(args.device)
+    return torch.randn(2, args.batch, samples).to(args.device)
 
 
 def print_row(cells: Sequence[str]) -> None:

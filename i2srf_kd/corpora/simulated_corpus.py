@@ -220,7 +220,7 @@ def _record(utt: Utterance, options: RoomOptions) -> Recording:
     least, most = options.noises
     n_noises = int(random.integers(least, most + 1))
     scene = draw_scene(size, rt60, random, n_noises)
-    speech = between_pauses(_read_speech(utt.speech, options.fs), options.fs, random)
+    speech = between_pauses(_read_sound(utt.speech, options.fs, "speech"), options.fs, random)
     speech = speech[: int(MAX_SECONDS * options.fs)]
     if not active_power(speech, options.fs):
         raise UserError(f"{utt.speech}: its first {MAX_SECONDS:g} s, of which the utterance is made, are silent")
@@ -229,18 +229,16 @@ def _record(utt: Utterance, options: RoomOptions) -> Recording:
     return record(scene, speech, noises, float(random.uniform(*options.snr)), options.fs)
 
 
-def _read_speech(path: Path, fs: int) -> np.ndarray:
+def _read_sound(path: Path, fs: int, use: str) -> np.ndarray:
     wave, _ = read_audio(path, fs=fs, mono=True)
     if not np.any(wave):
-        raise UserError(f"{path}: silent, so it cannot be used as speech")
+        raise UserError(f"{path}: silent, so it cannot be used as {use}")
     return wave
 
 
 def _cut_noise(path: Path, n_samples: int, fs: int, random: np.random.Generator) -> np.ndarray:
     """A stretch from a random place on, or from the next one with sound; short files are repeated."""
-    wave, _ = read_audio(path, fs=fs, mono=True)
-    if not np.any(wave):
-        raise UserError(f"{path}: silent, so it cannot be used as noise")
+    wave = _read_sound(path, fs, "noise")
     place = int(random.integers(len(wave)))
     stretch = np.resize(np.roll(wave, -place), n_samples)
     if not np.any(stretch):

@@ -1,10 +1,13 @@
-"""Corpora that keep mixtures and clean references in two folders, under the same file names."""
+"""Mixtures and clean references: corpora that keep them in two folders under the same names, and clips of a set."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from i2srf_kd.audio.io import AudioInfo, probe
+import numpy as np
+
+from i2srf_kd.audio.io import AudioInfo, probe, read_audio
+from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.progress import progress
@@ -91,3 +94,34 @@ def _differences(noisy: AudioInfo, clean: AudioInfo) -> str:
     if noisy.frames != clean.frames:
         found.append(f"length ({noisy.frames} and {clean.frames} samples)")
     return " and ".join(found)
+
+
+def read_clips(data_dir: PathLike, clips: int, samples: int, fs: int) -> np.ndarray:
+    """Mixtures and clean speech ``(2, clips, samples)``, float32: the middle of the first long enough utterances.
+
+    Args:
+        data_dir: a set, with ``wav.scp`` and ``spk1.scp``.
+        clips: how many.
+        samples: length of each.
+        fs: rate in Hz that the set has.
+
+    Raises:
+        UserError: there are too few of them, at another rate, or without clean speech.
+    """
+    mixtures, references = (read_audio_table(Path(data_dir) / name) for name in ("wav.scp", "spk1.scp"))
+    batch: List[np.ndarray] = []
+    for utt_id, path in mixtures.items():
+        if len(batch) == clips:
+            break
+        if utt_id not in references:
+            raise UserError(f"{Path(data_dir) / 'spk1.scp'} has no {utt_id}, which wav.scp has")
+        pair = [read_audio(file) for file in (path, references[utt_id])]
+        if any(rate != fs for _, rate in pair):
+            raise UserError(f"{path} is not at {fs} Hz: give a folder that stage 2 wrote")
+        start = (len(pair[0][0]) - samples) // 2
+        if start >= 0:
+            batch.append(np.stack([wave[start : start + samples] for wave, _ in pair]))
+    if len(batch) < clips:
+        length = f"{samples / fs:g} s"
+        raise UserError(f"{data_dir} has fewer than {clips} utterances of {length}: lower --batch or --seconds")
+    return np.stack(batch, 1)

@@ -32,7 +32,7 @@ def test_every_method_is_listed_with_its_source_without_a_forward_pass(
     # Regressors: encoder (3 layers), the dual-path block, decoder (2) onto 32 channels, and mask onto mask.
     regressors = 6 * (16 * 32 + 32) + (2 * 2 + 2)
     own = {name: int(row[2].replace(",", "")) for name, row in table.items()}
-    assert own["spkd"] == 0 and own["i2srf_tfckd"] > own["i2rf_tfckd"] > 0
+    assert own["spkd"] == 0 and own["i2srf_tfckd"] == own["i2rf_tfckd"] > 0  # they differ in arithmetic alone
     assert own["fitnets"] == regressors
 
 

@@ -22,6 +22,7 @@ from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
 FS = 16000
+THREAD_COUNTS = (1, 2)  # that are timed
 Recordings = List[Tuple[np.ndarray, int]]
 
 
@@ -31,9 +32,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", help="folder with a wav.scp: what is enhanced (default: noise)")
     parser.add_argument("--utterances", type=int, default=4, help="first ones of --data_dir (default: 4)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of noise, without --data_dir (default: 4)")
-    parser.add_argument(
-        "--thread_counts", type=int, nargs="+", default=[1, 2], help="CPU threads that are timed (default: 1 2)"
-    )
 
 
 def parse_models(texts: Sequence[str]) -> Dict[str, Path]:
@@ -101,8 +99,6 @@ def _seconds(turns: Turns, clock: Clock) -> Dict[str, float]:
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """Measure this part."""
-    if min(args.thread_counts) < 1:
-        raise UserError("--thread_counts must be at least 1")
     recordings = read_recordings(args)
     seconds = sum(len(wave) / fs for wave, fs in recordings)
     enhancers = {name: load(model) for name, model in parse_models(args.model).items()}
@@ -111,7 +107,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         rows[name].update(measure_complexity(enhancer)._asdict())
     works = {name: enhance_all(enhancer, recordings) for name, enhancer in enhancers.items()}
     clocks = {}
-    for threads in args.thread_counts:
+    for threads in THREAD_COUNTS:
         torch.set_num_threads(threads)
         clock = Clock(args.device, threads)
         clocks[f"{threads} thread{'s' * (threads > 1)}:"] = clock.name
@@ -125,7 +121,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         Column("parameters", "parameters", "{:,}"),
         Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
         Column("gmacs_per_second", "without recurrent layers", "{:.2f}"),
-        *(Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.3f}") for n in args.thread_counts),
+        *(Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.3f}") for n in THREAD_COUNTS),
         Column("peak_mb", "peak memory [MB]", "{:.0f}"),
     )
     conditions = {"recordings": len(recordings), "seconds": seconds, "repeats": args.repeats, **clocks}
