@@ -59,7 +59,7 @@ from i2srf_kd.ablation.cost import mean_cost, training_cost, training_environmen
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
-from i2srf_kd.metrics.names import in_order, metric_named
+from i2srf_kd.metrics.table import in_order, metric_named
 from i2srf_kd.results import model as results
 from i2srf_kd.results.comparison import read_system
 from i2srf_kd.results.model import MIXTURE, TEACHER, Statistics, System, common_seeds, score_matrix

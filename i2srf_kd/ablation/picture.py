@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from i2srf_kd.metrics.names import metric_named
+from i2srf_kd.metrics.table import metric_named
 from i2srf_kd.results.drawing import Estimate, forest_panels, save_png
 
 _SHOWN = ("pesq_wb", "csig", "covl", "stoi", "ssnr", "si_sdr")

@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from i2srf_kd.metrics.names import metric_named
+from i2srf_kd.metrics.table import metric_named
 from i2srf_kd.results.table import cell_text, environment_lines, table_lines
 
 _INTERVAL = ("mean", "low", "high")

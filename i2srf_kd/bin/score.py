@@ -21,7 +21,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.metrics import asr
-from i2srf_kd.metrics.utterance import SCORES, default_metrics
+from i2srf_kd.metrics.table import SCORES, default_metrics
 from i2srf_kd.results.scoring import ScoreOptions, asr_record, collect, rate_of, read_pairs, score_shard
 from i2srf_kd.system.errors import UserError, run_command
 

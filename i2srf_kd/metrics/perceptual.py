@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.metrics import pesq_process
-from i2srf_kd.metrics.names import NARROW_BAND, WIDE_BAND
 from i2srf_kd.metrics.signal import as_pair
 
+NARROW_BAND, WIDE_BAND = 8000, 16000
 _undefined = itertools.count(1)
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from i2srf_kd.metrics.bootstrap import paired_difference
-from i2srf_kd.metrics.names import in_order
+from i2srf_kd.metrics.table import in_order
 from i2srf_kd.results.model import MIXTURE, Run, Score, Statistics, System, score_matrix
 from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite
 from i2srf_kd.system.errors import UserError

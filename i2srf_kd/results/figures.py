@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from i2srf_kd.metrics.names import metric_named
+from i2srf_kd.metrics.table import metric_named
 from i2srf_kd.results.drawing import (
     CalibrationMap,
     Curve,

@@ -8,7 +8,7 @@ import numpy as np
 
 from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import DataDir, Table
-from i2srf_kd.metrics.names import MAIN, METRICS, in_order
+from i2srf_kd.metrics.table import MAIN, METRICS, in_order
 from i2srf_kd.results.files import read_audio_paths
 from i2srf_kd.results.media import common_top, encode_audio, spectrogram_png
 from i2srf_kd.results.model import MIXTURE, TEACHER, System

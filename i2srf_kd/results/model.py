@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from i2srf_kd.data.kaldi_dir import Table
 from i2srf_kd.inference.experiment import CONFIG
 from i2srf_kd.metrics.bootstrap import CrossedBootstrap
-from i2srf_kd.metrics.names import in_order
+from i2srf_kd.metrics.table import in_order
 from i2srf_kd.results.files import read_audio_paths, read_json, read_log
 from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite, read_csv
 from i2srf_kd.system.config import read_yaml

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from i2srf_kd.metrics.names import MAIN, metric_named
+from i2srf_kd.metrics.table import MAIN, metric_named
 from i2srf_kd.results.drawing import to_svg
 from i2srf_kd.results.figures import (
     Picture,

@@ -15,8 +15,8 @@ import numpy as np
 from i2srf_kd.audio.io import probe, read_audio
 from i2srf_kd.data.kaldi_dir import describe, read_audio_table
 from i2srf_kd.metrics import asr, dnsmos
-from i2srf_kd.metrics.names import WIDE_BAND
 from i2srf_kd.metrics.perceptual import copies_at
+from i2srf_kd.metrics.table import WIDE_BAND
 from i2srf_kd.metrics.utterance import align_lengths, score_utterance
 from i2srf_kd.results.scores import read_csv, summarise, write_csv
 from i2srf_kd.system.errors import UserError

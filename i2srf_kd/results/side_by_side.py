@@ -5,7 +5,7 @@ Costs come from ``python tools/bench models --json``, scores from ``python -m i2
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from i2srf_kd.metrics.names import MAIN, in_order, metric_named
+from i2srf_kd.metrics.table import MAIN, in_order, metric_named
 from i2srf_kd.results import table
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import System

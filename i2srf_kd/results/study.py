@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2srf_kd.inference.experiment import CONFIG
-from i2srf_kd.metrics.names import METRICS
+from i2srf_kd.metrics.table import METRICS
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import (
     METRICS_LOG,

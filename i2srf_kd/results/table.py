@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
-from i2srf_kd.metrics.names import WIDE_BAND, in_order, metric_named
+from i2srf_kd.metrics.table import WIDE_BAND, in_order, metric_named
 from i2srf_kd.results.comparison import compare, order_systems
 from i2srf_kd.results.model import System
 from i2srf_kd.results.scores import RESAMPLES

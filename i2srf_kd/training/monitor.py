@@ -14,14 +14,15 @@ import torch
 from i2srf_kd.data.chunk_dataset import ChunkSource, SeededChunk
 from i2srf_kd.data.chunks import Chunk
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.metrics.names import IN_TRAINING, WIDE_BAND
+from i2srf_kd.metrics.table import WIDE_BAND, in_training
+from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.memory import peak_resident_bytes
 from i2srf_kd.system.provenance import start_record
 
 METRICS = "metrics.jsonl"
-QUALITY_SCORES = tuple(IN_TRAINING)
+QUALITY_SCORES = tuple(in_training(WIDE_BAND))
 
 
 def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,9 +200,6 @@ class QualityMonitor:
         return {name: _mean([score[name] for score in scores]) for name in QUALITY_SCORES}
 
     def _score(self, model: Any, utt_id: str, epoch: int, first: bool) -> Dict[str, float]:
-        from i2srf_kd.metrics.perceptual import nb_pesq, stoi, wb_pesq
-        from i2srf_kd.metrics.signal import si_sdr
-
         signals = self.source.read(SeededChunk(Chunk(utt_id, 0, self.source.lengths[utt_id]), ()))
         mixture, reference = signals["speech_mix"], _mono(signals["speech_ref1"])
         estimate = enhance_utterance(model, mixture)
@@ -209,13 +207,9 @@ class QualityMonitor:
             self._picture(utt_id, {"noisy": _mono(mixture), "enhanced": estimate, "clean": reference}, epoch)
         rate = self.source.sample_rate
         scores = {}
-        for name, score in (
-            ("pesq", lambda: (wb_pesq if rate >= WIDE_BAND else nb_pesq)(reference, estimate, rate)),
-            ("stoi", lambda: stoi(reference, estimate, rate)),
-            ("si_sdr", lambda: si_sdr(reference, estimate)),
-        ):
+        for name, metric in in_training(rate).items():
             try:
-                scores[name] = float(score())
+                scores[name] = score_utterance(reference, estimate, rate, [metric])[metric]
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 logging.warning(f"{name} of validation utterance {utt_id}: {error}")
                 scores[name] = math.nan

@@ -12,7 +12,7 @@ from i2srf_kd.ablation import collect
 from i2srf_kd.ablation.cost import training_cost
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import check_cells, runs_of, write_cells
-from i2srf_kd.metrics import names
+from i2srf_kd.metrics import table as score_table
 from i2srf_kd.results.scores import summarise, write_csv
 from i2srf_kd.system.errors import UserError
 
@@ -136,9 +136,9 @@ def test_no_share_of_a_gap_to_a_teacher_that_is_worse(tmp_path, monkeypatch):
 
 def test_share_of_the_gap_where_lower_is_better(tmp_path, monkeypatch):
     """The teacher's error is above the students': no gap to close; below: a share."""
-    monkeypatch.setitem(names.METRICS, "si_sdr", names.METRICS["wer"])
+    monkeypatch.setitem(score_table.METRICS, "si_sdr", score_table.METRICS["wer"])
     monkeypatch.setitem(TEACHER, "stoi", scores_of(-0.5)["stoi"])
-    monkeypatch.setitem(names.METRICS, "stoi", names.METRICS["wer"])
+    monkeypatch.setitem(score_table.METRICS, "stoi", score_table.METRICS["wer"])
     gap = Study(tmp_path).cells()["full"]["gap_closed"]
     assert gap["si_sdr"]["share"] is None and gap["si_sdr"]["gap"]["high"] < 0
     student, cell = matrix("plain", "stoi"), matrix("full", "stoi")

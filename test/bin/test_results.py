@@ -8,7 +8,8 @@ import pytest
 
 from i2srf_kd.bin.results import main
 from i2srf_kd.metrics.bootstrap import paired_difference
-from i2srf_kd.metrics.names import METRICS as KNOWN
+from i2srf_kd.metrics.table import METRICS as KNOWN
+from i2srf_kd.metrics.table import SCORES
 from i2srf_kd.results.scores import summarise, write_csv
 from i2srf_kd.system.errors import UserError
 
@@ -111,9 +112,9 @@ def test_undefined_scores_show(exp):
 
 
 def test_every_default_metric_has_a_column():
-    from i2srf_kd.metrics import asr, dnsmos, utterance
+    from i2srf_kd.metrics import asr, dnsmos
 
-    assert set(KNOWN) == {*utterance.SCORES, *dnsmos.METRICS, *asr.METRICS}
+    assert set(KNOWN) == {*SCORES, *dnsmos.METRICS, *asr.METRICS}
 
 
 @pytest.mark.parametrize(

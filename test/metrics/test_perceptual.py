@@ -10,7 +10,8 @@ import soundfile
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.metrics import pesq_process
 from i2srf_kd.metrics.perceptual import estoi, nb_pesq, stoi, wb_pesq
-from i2srf_kd.metrics.utterance import DEFAULT, default_metrics, score_utterance
+from i2srf_kd.metrics.table import METRICS, Metric, default_metrics
+from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,15 @@ def test_many_pauses_do_not_end_the_scoring(real):
     scores = score_utterance(many, many + 0.005 * np.random.default_rng(0).standard_normal(len(many)), fs)
     assert np.isfinite(scores["stoi"]) and (np.isnan(scores["pesq_wb"]) or scores["pesq_wb"] > 1)
     assert wb_pesq(clean, noisy, fs) > 1
+
+
+def test_a_score_of_ones_own_is_a_line_of_the_table(monkeypatch):
+    """It is computed like all others, on copies at its rate, and shown as it says."""
+    own = Metric("length", 1, "kilosamples", 1e-3, rate=4000, compute=lambda pair: float(len(pair.reference)))
+    monkeypatch.setitem(METRICS, "length", own)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    assert score_utterance(noise, noise, 16000, ("ssnr", "length"))["length"] == 2000
+    assert own.label == "length [kilosamples]" and own.text(2000.0, signed=True) == "+2.0"
 
 
 def test_lengths_may_differ_by_a_hop_only(real):
