@@ -163,10 +163,11 @@ class SetLoss(NamedTuple):
     """Loss of one layer set.
 
     Attributes:
-        loss: scalar, the sum over the streams.
+        loss: scalar, the sum over the streams; where the weights have a loss of their own, its gradient comes with this
+            one, its value does not.
         streams: by name.
-        calibration_loss: scalar that trains the weights where the loss does not, else None; it has no gradient in the
-            networks' features.
+        calibration_loss: what trains the weights where the loss that they scale does not, else None. It has no
+            gradient in the networks' features.
     """
 
     loss: Tensor
@@ -338,6 +339,8 @@ class CalibratedSetLoss(nn.Module):
                 divisor = ours[name][0].gram.shape[2 if by_clips else 1]
                 streams[name] = self._stream_loss(distances[name], self._combine(name, weights), gain, divisor)
         total = torch.stack([stream.loss for stream in streams.values()]).sum()
+        if calibration_loss is not None:
+            total = total + calibration_loss - calibration_loss.detach()
         return SetLoss(total, streams, calibration_loss)
 
     def _reads_distances(self) -> bool:

@@ -9,7 +9,7 @@ distill:
   import: my_methods.py        # modules that register methods of your own: a path, a dotted name, or a list
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +115,17 @@ class Distiller(nn.Module):
 
     def diagnostics(self) -> Dict[str, Tensor]:
         """What all methods tell of the last forward pass, named as their terms are."""
-        methods: List[Any] = list(self.methods)
+        return self._of_all(lambda method: method.diagnostics())
+
+    def place_weights(self) -> Dict[str, Tensor]:
+        """Weights of all methods at every frame, named as their terms are."""
+        return self._of_all(lambda method: method.place_weights())
+
+    def _of_all(self, ask: Callable[[Any], Dict[str, Tensor]]) -> Dict[str, Tensor]:
         return {
             self._prefix(i, name) + key: value
-            for i, (name, method) in enumerate(zip(self.names, methods, strict=True))
-            for key, value in method.diagnostics().items()
+            for i, (name, method) in enumerate(zip(self.names, self.methods, strict=True))
+            for key, value in ask(method).items()
         }
 
     def _prefix(self, index: int, name: str) -> str:

@@ -81,6 +81,10 @@ class DistillMethod(nn.Module):
         """Scalars and small tensors of the last forward pass worth recording (for instance calibration weights)."""
         return {}
 
+    def place_weights(self) -> Dict[str, Tensor]:
+        """Weights of the last forward pass at every frame ``(B, T, Ns, Nt)``, for methods that weigh layers there."""
+        return {}
+
 
 Method = TypeVar("Method", bound=Type[DistillMethod])
 _METHODS: Dict[str, Type[DistillMethod]] = {}

@@ -9,7 +9,8 @@ student alone:
 - ``grad_norm_task``, ``grad_norm_kd``: Euclidean norm of the gradient of each with respect to the student's
   parameters, before clipping; ``grad_cosine``: cosine of the angle between both gradients;
 - ``diagnostics``: what the methods tell (:meth:`~i2srf_kd.distill.method.DistillMethod.diagnostics`), such as the
-  calibration weights, one list per student layer with a number per teacher layer.
+  calibration weights, one list per student layer with a number per teacher layer; and, as ``..._weights_by_level``,
+  ``_by_snr`` and ``_by_voicing``, the correlation of these weights with what the frames are like.
 
 A measurement takes a forward pass and two backward passes, and leaves gradients, buffers and random numbers as they
 were: a training ends with the same weights, bit by bit, with and without it.
@@ -29,6 +30,7 @@ from torch import Tensor
 from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, SeededChunk, collate, seeded
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.distill.distributed_clips import without_gathering
+from i2srf_kd.distill.speech_characteristics import correlation, frame_characteristics
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError
@@ -112,6 +114,7 @@ class DistillMonitor:
         self.log = DiagnosticsLog(output_dir, self.step)
         self.batch: Optional[Dict[str, Tensor]] = None
         self.factories = train_factory, valid_factory
+        self.fs = train_factory.dataset.source.sample_rate
         self.failed = False
 
     @property
@@ -157,8 +160,18 @@ class DistillMonitor:
                 "grad_norm_task": weights[0] * norms[0],
                 "grad_norm_kd": weights[1] * norms[1],
                 "grad_cosine": cosine,
-                "diagnostics": self.model.distiller.diagnostics(),
+                "diagnostics": {**self.model.distiller.diagnostics(), **self._correlations(batch)},
             }
+
+    def _correlations(self, batch: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """How the weights of the layers follow level, SNR and voicing of the frames, ``(Ns, Nt)`` each."""
+        signals = (batch["speech_mix"], batch["speech_ref1"])
+        mixture, reference = (s[..., self.model.ref_channel] if s.dim() == 3 else s for s in signals)
+        found = {}
+        for name, weights in self.model.distiller.place_weights().items():
+            like = frame_characteristics(mixture, reference, weights.shape[1], self.fs)
+            found.update({f"{name}_weights_by_{key}": correlation(weights, value) for key, value in like.items()})
+        return found
 
     def _fixed_batch(self) -> Dict[str, Tensor]:
         """As many clips as a batch of the training has, from anywhere in the validation set."""

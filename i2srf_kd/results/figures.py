@@ -20,9 +20,10 @@ from i2srf_kd.results.drawing import (
 from i2srf_kd.results.model import Run, System, common_seeds
 from i2srf_kd.results.study import Study
 
-_STREAMS = ("time", "frequency")
+_STREAMS = ("time", "frequency", "clips")
 _Value = Callable[[Mapping[str, Any]], Optional[float]]
-_WEIGHTS, _ENTROPY = "_weights", "_entropy"
+_WEIGHTS = "_weights"
+_CHARACTERISTICS = ("level", "snr", "voicing")
 
 
 class Picture(NamedTuple):
@@ -216,16 +217,7 @@ def calibration(study: Study) -> List[Picture]:
             figure = calibration_figure(maps, steps)
             title = f"Calibration weights of {system.name}"
             pictures.append(Picture(f"calibration_{system.name}", title, text, figure))
-        entropies = _entropies(runs)
-        if entropies:
-            text = (
-                "Entropy of the weights over the teacher's layers, relative to the largest possible: at 1 every layer "
-                f"teaches alike, at 0 one alone{_over_seeds(runs)}."
-            )
-            names = list(dict.fromkeys(name for panel in entropies for name in panel.curves))
-            figure = curves_figure(entropies, names, "training step")
-            title = f"Spread of the calibration weights of {system.name}"
-            pictures.append(Picture(f"entropy_{system.name}", title, text, figure))
+        pictures += [picture for picture in _calibration_curves(system.name, runs) if picture is not None]
     return pictures
 
 
@@ -264,24 +256,79 @@ def _layer_names(run: Run, title: str, shape: Sequence[int]) -> Tuple[List[str],
     return [f"S{i + 1}" for i in range(shape[0])], [f"T{j + 1}" for j in range(shape[1])]
 
 
-def _entropies(runs: Sequence[Run]) -> List[Panel]:
-    keys = [key for run in runs[:1] for key in (run.diagnostics[-1].get("diagnostics") or {}) if key.endswith(_ENTROPY)]
+def _calibration_curves(name: str, runs: Sequence[Run]) -> List[Optional[Picture]]:
+    """What the weights of a student do over the training, as far as it is recorded."""
+    over_seeds = _over_seeds(runs)
+    by_frame = {like: f"{_WEIGHTS}_by_{like}" for like in _CHARACTERISTICS}
+    kinds: List[Tuple[str, str, str, List[Panel]]] = [
+        (
+            "entropy",
+            "Entropy of the calibration weights",
+            "Entropy of the weights over the teacher's layers, relative to the largest possible: at 1 every layer "
+            f"teaches alike, at 0 one alone{over_seeds}.",
+            _stream_panels(runs, "_entropy", "relative entropy", float, (1.0, "equal weights")),
+        ),
+        (
+            "spread",
+            "Spread of the calibration weights over clips and frames",
+            f"Standard deviation of the weights over clips and frames: at 0 all frames are taught alike{over_seeds}.",
+            _stream_panels(runs, "_spread", "standard deviation", float),
+        ),
+        (
+            "characteristics",
+            "Calibration weights and speech",
+            "Largest correlation, over the pairs of layers, of the weights with level, SNR and voicing of the "
+            f"frames{over_seeds}.",
+            [
+                panel._replace(title=f"{panel.title}: {like}")
+                for like, suffix in by_frame.items()
+                for panel in _stream_panels(runs, suffix, "largest |r|", lambda r: float(np.abs(r).max()))
+            ],
+        ),
+        (
+            "uniform",
+            "Distillation loss under uniform weights",
+            "What the loss of each layer set would be under uniform weights. Only this one can be compared between "
+            f"trainings: weights change the other{over_seeds}.",
+            _stream_panels(runs, "_uniform", "loss", float),
+        ),
+    ]
+    return [
+        _curves_picture(f"{kind}_{name}", f"{title} of {name}", text, panels) for kind, title, text, panels in kinds
+    ]
+
+
+def _curves_picture(name: str, title: str, text: str, panels: Sequence[Panel]) -> Optional[Picture]:
+    if not panels:
+        return None
+    curves = list(dict.fromkeys(curve for panel in panels for curve in panel.curves))
+    return Picture(name, title, text, curves_figure(list(panels), curves, "training step"))
+
+
+def _stream_panels(
+    runs: Sequence[Run],
+    suffix: str,
+    unit: str,
+    value: Callable[[Any], float],
+    level: Optional[Tuple[float, str]] = None,
+) -> List[Panel]:
+    """A panel for each stream, a curve for each layer set, of what is recorded under names with this suffix."""
+    last = (runs[0].diagnostics[-1].get("diagnostics") or {}) if runs else {}
     panels: Dict[str, Dict[str, List[Curve]]] = {}
-    for key in keys:
-        title, stream = split_name(key[: -len(_ENTROPY)])
+    for key in last:
+        if not key.endswith(suffix):
+            continue
+        title, stream = split_name(key[: -len(suffix)])
         curves = [
             {
-                line["step"]: line["diagnostics"][key]
+                line["step"]: value(line["diagnostics"][key])
                 for line in run.diagnostics
                 if (line.get("diagnostics") or {}).get(key) is not None
             }
             for run in runs
         ]
         panels.setdefault(stream, {})[title] = [entry for entry in curves if entry]
-    return [
-        Panel(f"{stream} stream".strip(), "relative entropy", curves, (1.0, "equal weights"))
-        for stream, curves in panels.items()
-    ]
+    return [Panel(f"{stream} stream".strip(), unit, curves, level) for stream, curves in panels.items()]
 
 
 def all_pictures(study: Study) -> List[Picture]:

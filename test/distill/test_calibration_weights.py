@@ -123,11 +123,17 @@ def test_weights_that_learn_from_agreement_are_out_of_reach_of_the_loss() -> Non
     loss = build(learn_from="agreement")
     result = loss(student, teacher)
     parameters = list(loss.parameters())
-    assert all(g is None for g in torch.autograd.grad(result.loss, parameters, retain_graph=True, allow_unused=True))
+    scaled = [stream.loss for stream in result.streams.values()]
+    assert all(g is None for g in torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True))
+    # The loss of the set brings the gradient along, not the value.
+    assert float(result.loss) == pytest.approx(sum(float(loss) for loss in scaled), rel=1e-12)
+    brought = torch.autograd.grad(result.loss, parameters, retain_graph=True)
     # And the other way round: what trains the weights does not reach the networks.
     of_features = torch.autograd.grad(result.calibration_loss, student, retain_graph=True, allow_unused=True)
     assert all(g is None for g in of_features)
-    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(result.calibration_loss, parameters))
+    own = torch.autograd.grad(result.calibration_loss, parameters)
+    assert all(g.abs().sum() > 0 for g in own)
+    torch.testing.assert_close(brought, own)
 
 
 def test_weights_that_learn_from_agreement_come_to_it() -> None:
@@ -174,9 +180,8 @@ def test_silence_and_equal_layers_are_finite(options: Dict[str, str], dtype: tor
     student = [f.requires_grad_() for f in student]
     teacher = [f.detach().clone() for f in student]
     result = build(**options).float()(student, teacher)
-    loss = result.loss if result.calibration_loss is None else result.loss + result.calibration_loss
-    loss.backward()
-    assert torch.isfinite(loss)
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
     assert all(torch.isfinite(f.grad).all() for f in student)
 
 

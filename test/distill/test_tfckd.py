@@ -42,10 +42,7 @@ def test_terms_and_who_gets_a_gradient(name: str, student, teacher) -> None:
     frozen = {k: [f.clone().requires_grad_() for f in v] for k, v in teacher.items()}
     method = build(name, student, teacher)
     terms = method(Side(leaves), Side(frozen))
-    calibration = (
-        {"calibration"} if name == "i2srf_tfckd" else set()
-    )  # what trains the weights, out of the loss's reach
-    assert set(terms) == {"intra_encoder", "intra_dual_path", "intra_decoder", "inter"} | calibration
+    assert set(terms) == {"intra_encoder", "intra_dual_path", "intra_decoder", "inter"}
     sum(terms.values()).backward()
     assert all(f.grad is not None and f.grad.abs().sum() > 0 for layers in leaves.values() for f in layers)
     assert all(f.grad is None for layers in frozen.values() for f in layers)
@@ -67,7 +64,7 @@ def test_parts_can_be_switched_off(options: dict, terms: set, student, teacher) 
     method = build("i2srf_tfckd", student, teacher, **options)
     leaves = {k: [f.clone().requires_grad_() for f in v] for k, v in student.items()}
     result = method(Side(leaves), Side(teacher))
-    assert set(result) - {"calibration"} == terms
+    assert set(result) == terms
     sum(result.values()).backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 

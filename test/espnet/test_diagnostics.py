@@ -112,13 +112,16 @@ def check_content(recorded: List[Dict[str, Any]], metrics: List[Dict[str, Any]])
         assert line["grad_norm_task"] > 0 and line["grad_norm_kd"] > 0 and -1 <= line["grad_cosine"] <= 1
         values = line["diagnostics"]
         for set_, layers in (("intra_encoder", 3), ("intra_dual_path", 1), ("intra_decoder", 3), ("inter", 3)):
-            for stream in ("time", "frequency"):
+            for stream in ("time", "clips"):
                 weights = np.array(values[f"{set_}_{stream}_weights"])
                 assert weights.shape[0] == layers
                 np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-5)
                 assert values.get(f"{set_}_{stream}_entropy", 1.0) <= 1.0 + 1e-6
+                for like in ("level", "snr", "voicing"):
+                    follows = np.array(values[f"{set_}_{stream}_weights_by_{like}"])
+                    assert follows.shape == weights.shape and np.abs(follows).max() <= 1 + 1e-6
         terms = [values[f"{set_}_{stream}"] for set_ in ("intra_encoder", "intra_dual_path", "intra_decoder", "inter")
-                 for stream in ("time", "frequency")]  # fmt: skip
+                 for stream in ("time", "clips")]  # fmt: skip
         assert sum(terms) == pytest.approx(line["loss_kd"], rel=1e-4)
     for line in metrics:
         if line["phase"] == "valid":

@@ -14,7 +14,6 @@ are calibrated against each other: the inter term. The loss is the sum of all te
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from i2srf_kd.distill.benefit import Benefit
@@ -151,11 +150,7 @@ class I2RFTFCKD(DistillMethod):
             representatives = self.student_fusion(student.features), self.teacher_fusion(teacher_features)
             results["inter"] = self.inter_set(*representatives, benefit)
         self.last = {name: result.detach() for name, result in results.items()}
-        terms = {name: result.loss for name, result in results.items()}
-        calibration = [r.calibration_loss for r in results.values() if r.calibration_loss is not None]
-        if calibration:
-            terms["calibration"] = torch.stack(calibration).sum()
-        return terms
+        return {name: result.loss for name, result in results.items()}
 
     def check_batch(self, clips: int, frames: int) -> None:
         options = self.options
@@ -172,10 +167,13 @@ class I2RFTFCKD(DistillMethod):
         ``<set>_<stream>`` is the loss and ``..._uniform`` what it would be under uniform weights, which alone compares
         between trainings. ``..._weights`` are the calibration weights ``(Ns, Nt)``, means over clips and frames,
         ``..._entropy`` their :func:`~i2srf_kd.distill.calibration.relative_entropy`, and ``..._spread`` their standard
-        deviation over clips and frames, mean over the pairs of layers.
+        deviation over clips and frames, mean over the pairs of layers. ``<set>_calibration`` is the loss that trains
+        the weights, where they have one of their own.
         """
         values: Dict[str, Tensor] = {}
         for name, result in self.last.items():
+            if result.calibration_loss is not None:
+                values[f"{name}_calibration"] = result.calibration_loss
             for stream, found in result.streams.items():
                 key = f"{name}_{stream}"
                 values[key] = found.loss
@@ -188,12 +186,12 @@ class I2RFTFCKD(DistillMethod):
         return values
 
     def place_weights(self) -> Dict[str, Tensor]:
-        """Calibration weights of the last forward pass at every frame or bin, ``(B, N, Ns, Nt)``, by set and stream."""
+        """By set and stream; the frequency stream, whose places are bins, has none."""
         return {
             f"{name}_{stream}": found.weights
             for name, result in self.last.items()
             for stream, found in result.streams.items()
-            if found.weights is not None
+            if found.weights is not None and stream != "frequency"
         }
 
 
