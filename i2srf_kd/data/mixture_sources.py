@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -68,15 +69,18 @@ def load_recordings(files: Dict[str, str], fs: int, option: str, speakers: Optio
     Raises:
         UserError: a file cannot be read, has another rate or is silent.
     """
-    recordings = []
-    for name, path in files.items():
+
+    def load(name: str) -> Recording:
+        path = files[name]
         info = probe(path)
         if info.fs != fs:
             raise UserError(f"{option}: {path} has {info.fs} Hz, the training {fs} Hz: resample it (stage 2, --fs)")
         if _is_silent(path, info.frames, fs):
             raise UserError(f"{option}: {path} is silent: remove it")
-        recordings.append(Recording(name, path, info.frames, speaker_of(name, speakers)))
-    return recordings
+        return Recording(name, path, info.frames, speaker_of(name, speakers))
+
+    with ThreadPoolExecutor(8) as threads:  # reading waits for the disk
+        return list(threads.map(load, files))
 
 
 def speaker_of(name: str, pattern: Optional[str]) -> str:

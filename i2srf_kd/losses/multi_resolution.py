@@ -5,6 +5,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+_SILENCE = 1e-4  # peak, 80 dB below full scale
 _FLOOR = 1e-7  # added to the power spectrum: the logarithm and the square root stay finite in empty bins
 
 
@@ -16,7 +17,7 @@ def multi_resolution_loss(estimate: Tensor, reference: Tensor, sizes: Sequence[i
         sizes: Hann windows in samples; the hop is a quarter of each.
 
     Returns:
-        ``(B,)``.
+        ``(B,)``. Where the reference is silent, the log magnitudes alone.
     """
     return torch.stack([_one_resolution(estimate, reference, size) for size in sizes]).mean(0)
 
@@ -25,6 +26,8 @@ def _one_resolution(estimate: Tensor, reference: Tensor, size: int) -> Tensor:
     estimated, wanted = _magnitude(estimate, size), _magnitude(reference, size)
     difference = (estimated - wanted).square().sum((1, 2)).clamp(min=1e-12).sqrt()
     convergence = difference / wanted.square().sum((1, 2)).sqrt()
+    # Relative to silence it would rule the batch.
+    convergence = torch.where(reference.abs().amax(1) > _SILENCE, convergence, torch.zeros_like(convergence))
     return convergence + (estimated.log() - wanted.log()).abs().mean((1, 2))
 
 

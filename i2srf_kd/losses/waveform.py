@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-_SILENCE = 1e-4  # 80 dB below full scale
+_SILENCE = 1e-4  # mean magnitude, 80 dB below full scale
+_USUAL = 0.05  # mean magnitude of speech
 
 
 def relative_l1_loss(estimate: Tensor, reference: Tensor) -> Tensor:
@@ -13,9 +14,12 @@ def relative_l1_loss(estimate: Tensor, reference: Tensor) -> Tensor:
         estimate, reference: waveforms ``(B, samples)``, full scale 1.
 
     Returns:
-        ``(B,)``. 1 for a silent estimate. The reference counts as if it were at least 80 dB below full scale.
+        ``(B,)``. 1 for a silent estimate. Where the reference is silent, the error is relative to usual speech: else
+        such an example would rule its batch.
     """
-    return (estimate - reference).abs().mean(1) / reference.abs().mean(1).clamp(min=_SILENCE)
+    level = reference.abs().mean(1)
+    level = torch.where(level < _SILENCE, torch.full_like(level, _USUAL), level)
+    return (estimate - reference).abs().mean(1) / level
 
 
 def negative_si_sdr(estimate: Tensor, reference: Tensor, limit_db: float = 30.0) -> Tensor:

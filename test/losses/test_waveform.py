@@ -66,3 +66,10 @@ def test_gradients_by_finite_differences(loss):
     estimate, reference = (torch.tensor(wave) for wave in waveforms(96))
     options = {"sizes": (64,)} if loss is multi_resolution_loss else {}
     assert torch.autograd.gradcheck(lambda e: loss(e, reference, **options), estimate.requires_grad_())
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_noise_without_speech_does_not_rule_a_batch(loss):
+    estimate, reference = (torch.tensor(wave).float() for wave in waveforms())
+    usual, alone = loss(estimate, reference), loss(estimate - reference, torch.zeros_like(reference))
+    assert (alone.abs() < 20 * usual.abs()).all()
