@@ -1,5 +1,7 @@
 """Mixtures made while training: levels, rooms, repetition, sources and the errors about them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -231,7 +233,7 @@ def test_fingerprint_notices_other_audio_and_not_another_place(corpus, tmp_path)
         return MixingOptions.from_section({"noise": [str(folder)]}).fingerprint()
 
     write(tmp_path / "a" / "x.wav", np.ones(100))
-    write(tmp_path / "b" / "x.wav", np.ones(100))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     write(tmp_path / "b" / "x.wav", np.ones(100) / 2)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
