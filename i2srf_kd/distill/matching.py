@@ -29,6 +29,8 @@ def check_sets(sets: Sequence[str], student: Layout, teacher: Layout) -> None:
     if len(set(sets)) < len(sets):
         raise ValueError(f"sets names a set twice: {', '.join(sets)}")
     for who, layout in (("student", student), ("teacher", teacher)):
+        if not layout:
+            raise ValueError(f"the {who} announces no features: name its taps ({who}_taps)")
         missing = [name for name in sets if not layout.get(name)]
         if missing:
             raise ValueError(

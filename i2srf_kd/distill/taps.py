@@ -83,11 +83,11 @@ class FeatureTaps:
 
     Args:
         model: the network, or a model that contains it.
-        spec: set name to taps; None for a network that announces its own sets through ``feature_sink``.
+        spec: set name to taps; None for a network that announces its own sets through ``feature_sink``. One that does
+            not has no features, which is enough for methods on the networks' estimates.
 
     Raises:
-        ValueError: when a tapped module does not exist, or without a spec when nothing in the model announces
-            features.
+        ValueError: when a tapped module does not exist.
     """
 
     def __init__(self, model: nn.Module, spec: Optional[Mapping[str, List[Any]]] = None):
@@ -95,10 +95,6 @@ class FeatureTaps:
         self._sinks: List[nn.Module] = []
         if spec is None:
             self._sinks = [m for m in model.modules() if hasattr(m, "feature_sink")]
-            if not self._sinks:
-                raise ValueError(
-                    f"{type(model).__name__} does not announce features: name its taps (student_taps, teacher_taps)"
-                )
             return
         if not isinstance(spec, Mapping):
             raise ValueError(f"taps map the name of a set to a list of modules, got {spec!r}")

@@ -63,7 +63,6 @@ def test_layouts() -> None:
         ({"a": [{"modul": "0"}]}, "module, layout and output or input"),
         (["0"], "name of a set"),
         ({"a": "0"}, "must be a list"),
-        (None, "does not announce"),
     ],
 )
 def test_bad_taps_are_named(spec, word: str) -> None:

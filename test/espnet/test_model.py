@@ -137,7 +137,7 @@ def test_a_teacher_of_another_kind(defaults: Dict[str, Any], tmp_path: Path) -> 
     conf = {"num_channels": 8, "num_layers": 2, "target_fs": 16000, "subbands": [[5 * k, 5 * k + 4] for k in range(13)]}
     args = options(defaults, separator="bsrnn", separator_conf=conf)
     bsrnn = save_experiment(tmp_path / "bsrnn", args)
-    with pytest.raises(UserError, match="does not announce features"):
+    with pytest.raises(UserError, match="the teacher announces no features: name its taps"):
         DistillEnhancementTask.build_model(distilled(defaults, bsrnn))
     model = DistillEnhancementTask.build_model(distilled(defaults, bsrnn, teacher_taps=BSRNN_TAPS))
     loss, stats, _ = model.train()(**batch())

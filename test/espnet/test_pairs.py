@@ -181,6 +181,12 @@ def test_spectra_are_compared_through_the_students_transform(
         torch.testing.assert_close(theirs.spectrum, torch.stack([direct.real, direct.imag], 1), atol=1e-4, rtol=1e-4)
 
 
+def test_a_response_needs_no_taps(defaults: Dict[str, Any], tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", options(defaults, **TASNET))
+    distill = {"method": "response_waveform"}
+    learns(DistillEnhancementTask.build_model(options(defaults, distill=distill, **{**teacher, **DCCRN})))
+
+
 def test_a_student_without_spectrum_is_told(defaults: Dict[str, Any], tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", options(defaults))
     distill = {"method": "response_spectrum", "student_taps": TASNET_TAPS}
