@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import struct
+import unicodedata
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Optional, Tuple, Union
 
@@ -168,7 +169,9 @@ def open_audio(path: PathLike) -> soundfile.SoundFile:
         if isinstance(source, str):
             file = Path(source)
             if not file.is_file():
-                raise UserError(f"{path}: no such file" if not file.exists() else f"{path}: not a file")
+                raise UserError(
+                    f"{path}: not a file" if file.exists() else f"{path}: no such file{_looks_alike(source)}"
+                )
             if file.stat().st_size == 0:
                 raise UserError(f"{path}: empty file (0 bytes)")
             with file.open("rb") as stream:
@@ -182,6 +185,15 @@ def open_audio(path: PathLike) -> soundfile.SoundFile:
         return soundfile.SoundFile(unclosed or (os.fsencode(source) if isinstance(source, str) else source))
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: {_describe_unreadable(source, error)}") from None
+
+
+def _looks_alike(path: str) -> str:
+    """A remark where a file is absent but one whose name Unicode spells otherwise is there."""
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, path)  # type: ignore[arg-type]
+        if os.path.exists(other):
+            return f"; one whose name looks the same, in Unicode's form {form}, is there: use its spelling"
+    return ""
 
 
 def _describe_unreadable(source: Union[str, BinaryIO], error: soundfile.LibsndfileError) -> str:

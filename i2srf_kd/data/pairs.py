@@ -1,5 +1,6 @@
 """Mixtures and clean references: corpora that keep them in two folders under the same names, and clips of a set."""
 
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
@@ -49,7 +50,8 @@ def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
     """Files of a folder by name without suffix, sorted; hidden ones are passed over.
 
     Raises:
-        UserError: the folder is missing or cannot be read, or two files differ in the case of their suffix alone.
+        UserError: the folder is missing or cannot be read, or two files differ in the case of their suffix alone, or in
+            how Unicode spells their name.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -61,9 +63,10 @@ def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
     for path in paths:
         if path.suffix.lower() != suffix or path.name.startswith("."):
             continue
-        if path.stem in found:
-            raise UserError(f"{found[path.stem]} and {path} are the same utterance; remove one of them")
-        found[path.stem] = path
+        name = unicodedata.normalize("NFC", path.stem)  # systems differ in how they spell letters with accents
+        if name in found:
+            raise UserError(f"{found[name]} and {path} are the same utterance; remove one of them")
+        found[name] = path
     return found
 
 

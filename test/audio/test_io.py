@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import unicodedata
 
 import numpy as np
 import pytest
@@ -143,6 +144,12 @@ def test_files_that_may_not_be_read_are_named(tmp_path):
     (tmp_path / "x.wav").chmod(0)
     with plain_user(), pytest.raises(UserError, match=r"x.wav: cannot be read \(Permission denied\)"):
         read_audio(tmp_path / "x.wav")
+
+
+def test_names_that_look_alike_are_told_apart(tmp_path):
+    write_audio(tmp_path / unicodedata.normalize("NFD", "café.wav"), tone(), FS)
+    with pytest.raises(UserError, match="café.wav: no such file; one whose name looks the same.* NFD, is there"):
+        read_audio(tmp_path / unicodedata.normalize("NFC", "café.wav"))
 
 
 def test_names_that_are_not_utf8_are_written_and_read(tmp_path):

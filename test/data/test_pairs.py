@@ -1,5 +1,7 @@
 """Matching mixtures and references by name."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import soundfile
@@ -49,3 +51,11 @@ def test_missing_folder_and_duplicates(tmp_path):
         pytest.skip("the file system takes both names for the same")
     with pytest.raises(UserError, match="a.Wav and .*a.wav are the same utterance"):
         find_pairs(tmp_path / "noisy", tmp_path / "noisy")
+
+
+def test_names_that_unicode_spells_in_two_ways_are_one(tmp_path):
+    for folder, form in (("noisy", "NFC"), ("clean", "NFD")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / unicodedata.normalize(form, "café.wav")).write_bytes(b"")
+    pairs, problems = find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    assert list(pairs) == [unicodedata.normalize("NFC", "café")] and not problems
