@@ -170,8 +170,15 @@ class MixedSource:
                 f"mixing: babble needs {VOICES[1] + 1} speakers, and speakers: {options.speakers!r} tells "
                 f"{len(self._by_speaker)} apart ({', '.join(sorted(self._by_speaker)[:5])})"
             )
-        if (options.residual or not self.noises) and len(self.utterances) < 2:
+        if options.residual or not self.noises:
+            self._check_residual()
+
+    def _check_residual(self) -> None:
+        if len(self.utterances) < 2:
             raise UserError("mixing: noise of other utterances needs at least two of them: name folders as noise")
+        random = np.random.default_rng(0)
+        if not any(np.mean(self._residual("", random)[0] ** 2) > _INAUDIBLE for _ in range(20)):
+            raise UserError("mixing: the training set's mixtures hold nothing but speech: name folders as noise")
 
     def _load(self, option: str) -> List[Recording]:
         where = f"mixing: {option}"

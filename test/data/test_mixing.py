@@ -273,3 +273,13 @@ def test_bad_sources_are_named_before_anything_is_mixed(corpus, tmp_path):
                 source(corpus, **{option: [str(tmp_path / name)]})
     with pytest.raises(UserError, match="l.wav has 8001 samples, more than --chunk_length 8000"):
         source(corpus, responses=[str(tmp_path / "long")], reverberation=1)
+
+
+def test_a_set_without_noise_of_its_own_needs_some(corpus):
+    folder, lengths = corpus
+    clean = ParallelFiles({"speech_mix": folder / "spk1.scp", "speech_ref1": folder / "spk1.scp"}, lengths)
+    with pytest.raises(UserError, match="hold nothing but speech: name folders as noise"):
+        MixedSource(clean, MixingOptions(), CHUNK)
+    one = ParallelFiles({"speech_mix": folder / "wav.scp", "speech_ref1": folder / "spk1.scp"}, {"p00_0": 14207})
+    with pytest.raises(UserError, match="at least two"):
+        MixedSource(one, MixingOptions(), CHUNK)

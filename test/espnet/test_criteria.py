@@ -8,6 +8,8 @@ from espnet2.tasks.enh import criterion_choices
 
 from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
+from i2srf_kd.nets.stft import STFT
 from i2srf_kd.system.errors import UserError
 
 register_all()
@@ -51,3 +53,17 @@ def test_pesq_at_another_rate_is_refused():
 def test_impossible_windows_are_refused():
     with pytest.raises(UserError, match="sizes must be windows"):
         DistillEnhancementTask.build_model(options([{"name": "multi_resolution", "conf": {"sizes": [4]}}]))
+
+
+def test_the_spectral_loss_is_that_of_the_resynthesised_waveform(monkeypatch):
+    model = DistillEnhancementTask.build_model(options([{"name": "compressed_spectrum"}]))
+    reference = 0.1 * torch.randn(2, 800, generator=torch.Generator().manual_seed(0))
+    spectrum = torch.randn(2, 26, 33, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(model.separator, "forward", lambda *_, **__: ([spectrum.requires_grad_()], None, {}))
+    _, stats, _ = model(reference, torch.tensor([800, 800]), speech_ref1=reference)
+    stft = STFT(64, 32)
+    planes = torch.view_as_real(spectrum.detach()).permute(0, 3, 1, 2)
+    consistent, wanted = (torch.complex(*stft(w).unbind(1)) for w in (stft.inverse(planes, 800), reference))
+    expected = compressed_spectrum_loss(consistent, wanted).mean()
+    assert stats["compressed_spectrum"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert expected < 0.9 * compressed_spectrum_loss(spectrum.detach(), wanted).mean()
