@@ -8,15 +8,9 @@ how much). An older export in the same folder is replaced. Also writes complexit
 """
 
 import argparse
-from pathlib import Path
-from typing import List, Optional, Sequence
-
-import numpy as np
+from typing import Optional, Sequence
 
 from i2srf_kd.system.errors import UserError, run_command
-
-CALIBRATION_SECONDS = 10.0
-"""Of an utterance, its beginning."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -44,26 +38,10 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
-    """Mixtures of a data folder, taken at equal distances.
-
-    Raises:
-        UserError: the folder or a file of it cannot be read.
-    """
-    from i2srf_kd.audio.io import read_audio
-    from i2srf_kd.data.kaldi_dir import read_audio_table
-
-    if count < 1:
-        raise UserError(f"--int8_utts {count}: must be at least 1")
-    files = list(read_audio_table(Path(data_dir) / "wav.scp").values())
-    chosen = [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
-    return [read_audio(file, fs)[0][: round(CALIBRATION_SECONDS * fs)] for file in chosen]
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    from i2srf_kd.export.bundle import export_bundle, is_bundle
+    from i2srf_kd.export.bundle import export_bundle, is_bundle, read_calibration
     from i2srf_kd.export.onnx import missing_packages
     from i2srf_kd.inference.experiment import Experiment, split_model_path
     from i2srf_kd.system.files import write_text

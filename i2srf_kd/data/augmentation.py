@@ -30,6 +30,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
 import numpy as np
 
 from i2srf_kd.audio import ambisonics
+from i2srf_kd.system.config import refuse_unknown
 from i2srf_kd.system.errors import UserError
 
 MIXTURE = "speech_mix"
@@ -54,9 +55,7 @@ class Augmentation(NamedTuple):
         Raises:
             UserError: names the option that is unknown or has a wrong value.
         """
-        unknown = sorted(set(options) - set(cls._fields))
-        if unknown:
-            raise UserError(f"augmentation: no option {unknown[0]!r}; choose from {', '.join(cls._fields)}")
+        refuse_unknown(options, cls._fields, "augmentation")
         given = dict(options)
         for name in _SPATIAL:
             value = given.get(name, False)

@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.espnet.registry import register_all
-from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, Experiment, sampling_rate
+from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
-
-# Keys of a distilled student that inference does not need.
-TRAINING_ONLY_PREFIXES = ("distillation.",)
 
 register_all()
 
@@ -53,8 +50,8 @@ def load_espnet_model(config: PathLike, checkpoint: PathLike) -> Tuple[ESPnetEnh
     model = build_without_criteria(args)
     state = load_weights(checkpoint)
     try:
-        check_key_coverage(model.state_dict().keys(), state.keys(), allow_prefixes=TRAINING_ONLY_PREFIXES)
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(TRAINING_ONLY_PREFIXES)})
+        check_key_coverage(model.state_dict().keys(), state.keys(), allow_prefixes=(TRAINING_ONLY_PREFIX,))
+        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(TRAINING_ONLY_PREFIX)})
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{checkpoint} does not fit the network of {config}: {error}") from None
     return model.eval(), args

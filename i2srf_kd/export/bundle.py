@@ -12,7 +12,6 @@ Neither ESPnet nor a teacher nor the distillation is needed to use it.
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 import uuid
@@ -27,6 +26,7 @@ import yaml
 from i2srf_kd import __version__
 from i2srf_kd.audio import spectral_stream
 from i2srf_kd.export import onnx_runtime, onnx_stream
+from i2srf_kd.export.model_card import model_card
 from i2srf_kd.export.onnx import (
     TOLERANCE,
     check_onnx,
@@ -44,11 +44,14 @@ from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
+from i2srf_kd.system.fingerprints import sha256_of
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 FORMAT = "i2srf_kd-bundle"
 VERSION = 1
 WEIGHTS, ONNX_CODE = "weights.pth", "onnx_enhancer.py"
+CALIBRATION_SECONDS = 10.0
+"""Of an utterance, its beginning."""
 
 
 class ExportReport(NamedTuple):
@@ -60,15 +63,6 @@ class ExportReport(NamedTuple):
     complexity: Complexity
     onnx_error: Optional[float]
     """Largest error of the ONNX files relative to the peak, without the 8-bit one; None without ONNX."""
-
-
-def sha256_of(path: PathLike) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def is_bundle(folder: PathLike) -> bool:
@@ -127,7 +121,7 @@ def export_bundle(
             if calibration:
                 _write_int8(network, config, temporary, calibration)
         facts = {"training_data": training_data, "licence": licence, "source": f"{folder.name}/{chosen.name}"}
-        write_text(temporary / "README.md", model_card(config, complexity, error, facts))
+        write_text(temporary / "README.md", model_card(config, complexity, error, _can_stream(config), facts))
     return ExportReport(Path(out_dir), chosen, str(config["weights_sha256"]), complexity, error)
 
 
@@ -267,91 +261,17 @@ def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str,
     model.onnx = run
 
 
-_CARD = """# Speech enhancement: {name}
+def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
+    """Mixtures of a data folder, taken at equal distances.
 
-DPDCRN (dual-path dilated convolutional recurrent network, arXiv 2506.13127) that removes noise from speech.
+    Raises:
+        UserError: the folder or a file of it cannot be read.
+    """
+    from i2srf_kd.audio.io import read_audio
+    from i2srf_kd.data.kaldi_dir import read_audio_table
 
-| | |
-|---|---|
-| input | {num_mics} microphone(s), {fs} Hz (other rates are resampled) |
-| output | the enhanced speech of microphone {ref_channel}, as long as the input |
-| network | {channels} channels, {blocks} dual-path block(s), {heads} attention heads |
-| STFT | {n_fft} samples, hop {hop_length} |
-| look-ahead | {look_ahead} |
-| parameters | {parameters:,} |
-| MACs per second | {gmacs_per_second:.2f} G without the GRUs, {gmacs_per_second_with_recurrent:.2f} G with them |
-| training data | {training_data} |
-| licence of the weights | {licence} |
-| exported from | `{source}` with i2srf_kd {version} |
-| SHA-256 of `weights.pth` | `{weights_sha256}` |
-
-## Use
-
-With the package `i2srf_kd` (PyTorch), in Python or on files of any length:
-
-```python
-from i2srf_kd import load_enhancer
-enhancer = load_enhancer("path/to/this/folder")
-enhanced = enhancer(noisy, fs)  # noisy: (samples,), floating point
-```
-
-```bash
-python -m i2srf_kd.bin.enhance path/to/this/folder noisy.wav -o enhanced
-```
-{onnx}"""
-
-_CARD_ONNX = """
-Without PyTorch and without the package, with numpy and onnxruntime (run in this folder):
-
-```python
-from onnx_enhancer import OnnxEnhancer
-enhancer = OnnxEnhancer("model.onnx")
-enhanced = enhancer(noisy, {fs})  # noisy: (samples,) at {fs} Hz, up to about half a minute
-```
-
-With the package, files and arrays go through onnxruntime too where it is installed (`--runtime`).
-
-`model.onnx` maps spectrum planes (B, {planes}, T, {bins}) to (B, 2, T, {bins}). Its largest difference from PyTorch,
-on noise of several lengths, is {error:.1e} of the output's peak.
-"""
-
-_CARD_STREAM = """
-For a stream (run in this folder): blocks of any size in, what is ready out. Algorithmic latency: {latency} samples
-({latency_ms:.0f} ms).
-
-```python
-from onnx_stream import OnnxStreamingEnhancer
-stream = OnnxStreamingEnhancer("model_stream.onnx")
-enhanced = stream(block)  # then stream.flush() at the end
-```
-
-`model_stream.onnx` has a `state_*` input for every `next_state_*` output; before the first frame they are zero.
-"""
-
-
-def model_card(
-    config: Dict[str, Any], complexity: Complexity, onnx_error: Optional[float], facts: Dict[str, str]
-) -> str:
-    """README.md of the exported folder."""
-    network = config["network"]
-    latency_ms = 1000 * network["n_fft"] / config["fs"]
-    look_ahead = "not causal: works on a whole recording, or on windows of a long one"
-    if network.get("causal"):
-        look_ahead = f"causal: {network['n_fft']} samples ({latency_ms:.0f} ms), the window of the STFT"
-    onnx = ""
-    if onnx_error is not None:
-        bins, planes = network["n_fft"] // 2 + 1, network["input_channels"]
-        onnx = _CARD_ONNX.format(fs=config["fs"], planes=planes, bins=bins, error=onnx_error)
-        if _can_stream(config):
-            onnx += _CARD_STREAM.format(latency=network["n_fft"], latency_ms=latency_ms)
-    return _CARD.format(
-        name=facts["source"].split("/")[0],
-        num_mics=network["input_channels"] // 2,
-        version=__version__,
-        onnx=onnx,
-        look_ahead=look_ahead,
-        **{key: value for key, value in network.items() if key != "input_channels"},
-        **{key: config[key] for key in ("fs", "hop_length", "weights_sha256")},
-        **complexity._asdict(),
-        **facts,
-    )
+    if count < 1:
+        raise UserError(f"--int8_utts {count}: must be at least 1")
+    files = list(read_audio_table(Path(data_dir) / "wav.scp").values())
+    chosen = [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
+    return [read_audio(file, fs)[0][: round(CALIBRATION_SECONDS * fs)] for file in chosen]

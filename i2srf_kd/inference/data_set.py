@@ -3,7 +3,6 @@
 torch is not imported before a model is: it is needed in the worker processes alone.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from i2srf_kd.audio.io import read_audio, write_audio
 from i2srf_kd.data.kaldi_dir import Table, describe, read_audio_table, write_table
 from i2srf_kd.system.errors import DiskFull, UserError
 from i2srf_kd.system.files import remove_temporaries, write_text
+from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
 from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
 
@@ -47,7 +47,7 @@ def read_mixtures(data_dir: str) -> Table:
     return table
 
 
-def fingerprint(options: Options) -> str:
+def outputs_fingerprint(options: Options) -> str:
     """Text that changes when the outputs could: weights, configuration and window."""
     from i2srf_kd.export.bundle import WEIGHTS, is_bundle
     from i2srf_kd.export.runtimes import INT8_ONNX, WHOLE, onnx_file
@@ -56,11 +56,8 @@ def fingerprint(options: Options) -> str:
     onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
     folder, name = split_model_path(options.model)
     weights = folder / WEIGHTS if is_bundle(folder) else Experiment(folder).weights(options.model_file or name)
-    digest = hashlib.sha256(repr(options.max_window_seconds).encode())
     int8 = [folder / INT8_ONNX] if options.runtime == "int8" else []
-    for path in (folder / CONFIG, weights, *int8):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return fingerprint_of_text(f"{options.max_window_seconds!r} {fingerprint((folder / CONFIG, weights, *int8))}")
 
 
 _worker: Dict[str, Any] = {}
@@ -167,7 +164,7 @@ def enhance_shard(
     target.unlink(missing_ok=True)  # a shard that fails must not leave an older one to be collected
     for scp in SCPS:
         (out_dir / scp).unlink(missing_ok=True)  # they stand for a complete set
-    mark = fingerprint(options)
+    mark = outputs_fingerprint(options)
     for journal in _journals(out_dir, "*"):
         if journal.name.split(".")[1] != mark:  # its audio is about to be replaced
             journal.unlink(missing_ok=True)
@@ -213,7 +210,7 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
     if absent:
         raise UserError(f"{len(absent)} of {count} shards are not there: {', '.join(absent[:5])}; run them again")
     shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    mark = fingerprint(options)
+    mark = outputs_fingerprint(options)
     other = [str(file) for file, shard in zip(files, shards, strict=True) if shard["fingerprint"] != mark]
     if other:
         raise UserError(f"made by another model or with other options: {', '.join(other[:5])}; run those shards again")

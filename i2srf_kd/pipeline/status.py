@@ -12,10 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-import yaml
-
 from i2srf_kd.jobs.messages import clock
 from i2srf_kd.jobs.slurm import JOB_ID
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.locks import holder_of
 from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
@@ -154,8 +153,8 @@ def _json(line: str) -> Dict[str, Any]:
 def _max_epoch(model: Path) -> Optional[int]:
     for name in ("options.yaml", "config.yaml"):
         try:
-            return int(yaml.safe_load((model / name).read_text(encoding="utf-8"))["max_epoch"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            return int(read_yaml(model / name)["max_epoch"])
+        except (KeyError, TypeError, ValueError):  # a UserError is a ValueError
             continue
     return None
 

@@ -18,8 +18,8 @@ import functools
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, List, Literal, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -28,10 +28,11 @@ from i2srf_kd.distill.calibration import CalibratedSetLoss
 from i2srf_kd.distill.fusion import RecursiveFusion
 from i2srf_kd.nets.blocks import ConvNormAct, DilatedDenseBlock, SelfAttention
 from i2srf_kd.nets.dpdcrn import DPDCRN
+from i2srf_kd.system.config import parse_section
 from i2srf_kd.system.errors import UserError
 
-DTYPES = ("float32", "bfloat16")
-PARTS = ("student", "teacher", "loss")
+Dtype = Literal["float32", "bfloat16"]
+Part = Literal["student", "teacher", "loss"]
 # Outermost first; what is inside of one is compiled with it. GRUs stay as they are: torch.compile leaves them out.
 _REGIONS = (DilatedDenseBlock, ConvNormAct, SelfAttention, CalibratedSetLoss, RecursiveFusion)
 
@@ -40,13 +41,13 @@ _REGIONS = (DilatedDenseBlock, ConvNormAct, SelfAttention, CalibratedSetLoss, Re
 class SpeedOptions:
     """The section ``speed``; see the module's docstring."""
 
-    amp_dtype: Optional[str] = None
-    teacher_dtype: Optional[str] = None
+    amp_dtype: Optional[Dtype] = None
+    teacher_dtype: Optional[Dtype] = None
     teacher_inference_mode: bool = False
     channels_last: bool = False
     dense_buffer: bool = False
     fused_optimizer: bool = False
-    compile: Tuple[str, ...] = ()
+    compile: Tuple[Part, ...] = ()
     compile_backend: str = "inductor"
     cuda_graphs: bool = False
 
@@ -67,31 +68,19 @@ def parse_speed(section: Optional[Mapping[str, Any]], on_gpu: bool) -> SpeedOpti
     Raises:
         UserError: an unknown option, a value that it does not take, or something that this machine lacks.
     """
-    section = section or {}
-    known = [field.name for field in fields(SpeedOptions)]
-    unknown = sorted(set(section) - set(known))
-    if unknown:
-        raise UserError(f"speed has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    for name in ("teacher_inference_mode", "channels_last", "dense_buffer", "fused_optimizer", "cuda_graphs"):
-        if not isinstance(section.get(name, False), bool):
-            raise UserError(f"speed: {name} must be true or false, not {section[name]!r}")
-    for name in ("amp_dtype", "teacher_dtype"):
-        if section.get(name) not in (None, *DTYPES):
-            raise UserError(f"speed: {name} must be one of {', '.join(DTYPES)}, not {section[name]!r}")
-    parts = section.get("compile") or []
-    parts = [parts] if isinstance(parts, str) else parts
-    if not isinstance(parts, (list, tuple)) or set(parts) - set(PARTS):
-        raise UserError(f"speed: compile must be a list of {', '.join(PARTS)}, not {section['compile']!r}")
-    options = SpeedOptions(**{**section, "compile": tuple(parts)})
+    section = dict(section or {})
+    parts = section.get("compile")
+    section["compile"] = [parts] if isinstance(parts, str) else parts or []
+    options = parse_section(SpeedOptions, section, "speed")
     if options.cuda_graphs and not on_gpu:
         raise UserError("speed: cuda_graphs needs a GPU: set it to false, or --ngpu 1")
-    if options.cuda_graphs and not parts:
+    if options.cuda_graphs and not options.compile:
         raise UserError("speed: cuda_graphs records what is compiled: name the parts, such as compile: [student, loss]")
     backends = torch.compiler.list_backends(exclude_tags=())
     if options.compile_backend not in backends:
         raise UserError(f"speed: compile_backend must be one of {', '.join(backends)}, not {options.compile_backend!r}")
     compiler = os.environ.get("CXX", "g++")
-    if parts and options.compile_backend == "inductor" and not (on_gpu or shutil.which(compiler)):
+    if options.compile and options.compile_backend == "inductor" and not (on_gpu or shutil.which(compiler)):
         raise UserError(f"speed: compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX")
     return options
 

@@ -118,7 +118,7 @@ def test_draws_depend_on_the_seed_alone_and_not_on_other_options():
 @pytest.mark.parametrize(
     "options, channels, word",
     [
-        ({"rotate": True}, 4, "no option 'rotate'; choose from rotation, mirror"),
+        ({"rotate": True}, 4, "augmentation has no option rotate: it has rotation, mirror"),
         ({"mirror": "yes"}, 4, "mirror must be true or false, not 'yes'"),
         ({"rotation": 90}, 4, "rotation must be true or false or any_angle, not 90"),
         ({"level_db": 6}, 4, r"level_db must be \[lowest, highest\]"),

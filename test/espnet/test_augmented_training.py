@@ -71,7 +71,7 @@ def test_validation_is_left_alone(data):
     "augmentation, word",
     [
         ({"swap_mics": True}, "swap_mics alone"),
-        ({"rotate": True}, "no option 'rotate'"),
+        ({"rotate": True}, "no option rotate"),
         ({"level_db": "loud"}, "level_db"),
     ],
 )

@@ -12,9 +12,10 @@ import yaml
 from export.trained import make_experiment, make_network
 
 from i2srf_kd.export import bundle
-from i2srf_kd.export.bundle import export_bundle, is_bundle, sha256_of
+from i2srf_kd.export.bundle import export_bundle, is_bundle
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.fingerprints import sha256_of
 
 
 @pytest.fixture(scope="module")

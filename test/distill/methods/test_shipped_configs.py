@@ -10,8 +10,8 @@ import torch
 import yaml
 from places import CONF
 
-from i2srf_kd.espnet.loading import TRAINING_ONLY_PREFIXES
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError
 
 CONFIGS = CONF / "distill"
@@ -97,5 +97,5 @@ def test_a_few_steps(config: Path, defaults: Dict[str, Any], teacher: Dict[str, 
         assert torch.equal(value, before[name]), name
     # Without the distillation's own keys, nothing is left but the undistilled student.
     plain = DistillEnhancementTask.build_model(options(defaults, 8, 1)).state_dict()
-    kept = {k for k in model.state_dict() if not k.startswith(TRAINING_ONLY_PREFIXES)}
+    kept = {k for k in model.state_dict() if not k.startswith(TRAINING_ONLY_PREFIX)}
     assert kept == set(plain)
