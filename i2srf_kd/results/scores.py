@@ -1,13 +1,14 @@
 """Tables of scores, one line per utterance, and their summaries."""
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
 from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.system.files import PathLike, atomic_path
+from i2srf_kd.system.files import PathLike, atomic_path, write_text
 
 LEVEL = 0.95
 RESAMPLES = 10000
@@ -58,3 +59,13 @@ def summarise(rows: Sequence[Dict[str, Any]], columns: Sequence[str]) -> Dict[st
         "interval": {"level": LEVEL, "method": "percentile bootstrap over utterances", "resamples": RESAMPLES},
         "metrics": metrics,
     }
+
+
+def write_scores(
+    folder: PathLike, rows: Sequence[Dict[str, Any]], columns: Sequence[str], **how: Any
+) -> Dict[str, Any]:
+    """Write ``scores.csv`` and ``summary.json``: how it was scored, and the means. Returns the summary."""
+    write_csv(Path(folder) / "scores.csv", rows, columns)
+    summary = {**summarise(rows, columns), **how}
+    write_text(Path(folder) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary

@@ -3,7 +3,6 @@
 The work can be split: every shard writes a file of its own, :func:`collect` merges them.
 """
 
-import json
 import logging
 import math
 from functools import partial
@@ -18,9 +17,9 @@ from i2srf_kd.metrics import asr, dnsmos
 from i2srf_kd.metrics.perceptual import copies_at
 from i2srf_kd.metrics.table import WIDE_BAND
 from i2srf_kd.metrics.utterance import align_lengths, score_utterance
-from i2srf_kd.results.scores import read_csv, summarise, write_csv
+from i2srf_kd.results.scores import read_csv, write_csv, write_scores
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.system.files import PathLike, remove_temporaries, write_text
+from i2srf_kd.system.files import PathLike, remove_temporaries
 from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
 
@@ -198,11 +197,8 @@ def collect(
             )
     for folder in (out_dir, out_dir / "shards"):
         remove_temporaries(folder)  # of runs that were killed; all shards are finished
-    write_csv(out_dir / "scores.csv", rows, options.columns)
-    summary = summarise(rows, options.columns)
-    summary.update(si_sdr_zero_mean=options.zero_mean, ref_channel=options.ref_channel, fs=rate_of(pairs), **asr_record)
-    write_text(out_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return summary
+    how = {"si_sdr_zero_mean": options.zero_mean, "ref_channel": options.ref_channel, "fs": rate_of(pairs)}
+    return write_scores(out_dir, rows, options.columns, **how, **asr_record)
 
 
 def asr_record(model: Optional[str], metrics: Sequence[str]) -> Dict[str, str]:

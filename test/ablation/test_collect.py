@@ -13,7 +13,7 @@ from i2srf_kd.ablation.cost import training_cost
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import check_cells, runs_of, write_cells
 from i2srf_kd.metrics import table as score_table
-from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.results.scores import write_scores as write_score_files
 from i2srf_kd.system.errors import UserError
 
 UTTERANCES = [f"u{i:02d}" for i in range(12)]
@@ -33,9 +33,7 @@ def write_scores(folder: Path, scores: dict) -> None:
     rows = [
         {"utt": utt, "seconds": 2.0, **{m: float(scores[m][i]) for m in METRICS}} for i, utt in enumerate(UTTERANCES)
     ]
-    folder.mkdir(parents=True)
-    write_csv(folder / "scores.csv", rows, METRICS)
-    (folder / "summary.json").write_text(json.dumps(summarise(rows, METRICS)))
+    write_score_files(folder, rows, METRICS)
 
 
 OFFSETS = {"plain": 0.3, "response": 0.45, "full": 0.6}

@@ -10,14 +10,13 @@ from i2srf_kd.bin.results import main
 from i2srf_kd.metrics.bootstrap import paired_difference
 from i2srf_kd.metrics.table import METRICS as KNOWN
 from i2srf_kd.metrics.table import SCORES
-from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.results.scores import write_scores
 from i2srf_kd.system.errors import UserError
 
 METRICS = ("pesq_wb", "stoi")
 
 
 def _scored(folder, gain, utterances=30, zero_mean=False, nan=()):
-    folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     rows = [
         {"utt": f"u{i:03d}", "seconds": 2.0, "pesq_wb": 2.0 + gain + 0.3 * generator.standard_normal(), "stoi": 0.9}
@@ -25,9 +24,7 @@ def _scored(folder, gain, utterances=30, zero_mean=False, nan=()):
     ]
     for index in nan:
         rows[index]["pesq_wb"] = float("nan")
-    write_csv(folder / "scores.csv", rows, METRICS)
-    summary = {**summarise(rows, METRICS), "si_sdr_zero_mean": zero_mean, "ref_channel": 0}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write_scores(folder, rows, METRICS, si_sdr_zero_mean=zero_mean, ref_channel=0)
     return rows
 
 

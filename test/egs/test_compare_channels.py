@@ -17,7 +17,7 @@ ABLATE = """#!{python}
 # Leaves the scores of noisy, teacher and two seeds of both cells where the ablation of these options would.
 import json, os, sys
 from pathlib import Path
-from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.results.scores import write_scores
 
 words = sys.argv[1:]
 with open("asked.json", "a") as file:
@@ -31,9 +31,7 @@ for seed in (0, 1):
         places[f"ablation/compare/{{cell}}/seed{{seed}}/scored_test"] = gain + more + 0.01 * seed
 for name, value in places.items():
     rows = [{{"utt": f"u{{i}}", "seconds": 1.0, "pesq_wb": 1.5 + 0.1 * i + value}} for i in range(4)]
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    write_csv(folder / name / "scores.csv", rows, ["pesq_wb"])
-    (folder / name / "summary.json").write_text(json.dumps(summarise(rows, ["pesq_wb"])))
+    write_scores(folder / name, rows, ["pesq_wb"])
 """
 
 

@@ -9,7 +9,7 @@ import soundfile
 import yaml
 
 from i2srf_kd.metrics.bootstrap import CrossedBootstrap
-from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.results.scores import write_scores as write_score_files
 
 RATE = 16000
 UTTERANCES = ("p257_001", "p257_002", "p257_003", "p257_004")
@@ -89,9 +89,7 @@ def write_scores(folder: Path, quality: float, seed: int = 0) -> Path:
         }
         for i, utt in enumerate(UTTERANCES)
     ]
-    folder.mkdir(parents=True)
-    write_csv(folder / "scores.csv", rows, METRICS)
-    (folder / "summary.json").write_text(json.dumps(summarise(rows, METRICS)))
+    write_score_files(folder, rows, METRICS)
     return folder
 
 

@@ -11,7 +11,7 @@ from places import CONF
 from bench.command import main as bench_main
 from i2srf_kd.bin.side_by_side import main as write_table
 from i2srf_kd.results import side_by_side
-from i2srf_kd.results.scores import summarise, write_csv
+from i2srf_kd.results.scores import write_scores
 from i2srf_kd.system.errors import UserError
 
 NETWORKS = CONF / "side_by_side"
@@ -101,9 +101,7 @@ def test_costs_of_another_part_are_refused(tmp_path):
 
 def scored(folder, gain):
     rows = [{"utt": f"u{i}", "seconds": 2.0, **{metric: 0.5 + 0.1 * i + gain for metric in METRICS}} for i in range(5)]
-    folder.mkdir()
-    write_csv(folder / "scores.csv", rows, METRICS)
-    (folder / "summary.json").write_text(json.dumps(summarise(rows, METRICS)))
+    write_scores(folder, rows, METRICS)
     return folder
 
 
