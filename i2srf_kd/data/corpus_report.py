@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -25,12 +25,6 @@ logger = logging.getLogger(__name__)
 
 FULL_SCALE = 1.0 - 2.0**-15  # the largest value of 16 bit
 _PERCENTILES = (5, 25, 50, 75, 95)
-
-
-class _Job(NamedTuple):
-    utt_id: str
-    noisy: str
-    clean: str
 
 
 @dataclass
@@ -176,7 +170,7 @@ def write_statistics(dump_dir: PathLike, sets: Sequence[str], out_dir: PathLike,
 
 
 def _measure_set(name: str, data: DataDir, nj: int) -> List[UtteranceReport]:
-    jobs = [_Job(utt_id, data.wav[utt_id], data.spk1[utt_id]) for utt_id in data.utterances]
+    jobs = [(utt_id, data.wav[utt_id], data.spk1[utt_id]) for utt_id in data.utterances]
     with process_map(measure_pair, jobs, nj) as results:
         reports = list(progress(results, total=len(jobs), desc=f"measure {name}"))
     problems = [f"{report.utt_id}: {report.problem}" for report in reports if report.problem]

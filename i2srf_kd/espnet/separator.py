@@ -4,7 +4,9 @@ separator: dpdcrn
 separator_conf: {preset: dpdcrn_student}
 """
 
+import logging
 from collections import OrderedDict
+from functools import cache
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -14,6 +16,13 @@ from torch_complex.tensor import ComplexTensor
 
 from i2srf_kd.nets.presets import network_from_options
 from i2srf_kd.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@cache  # once in a process
+def _tell_of_unused_channels(channels: int, used: int) -> None:
+    logger.warning("mixtures have %d channels, of which num_mics uses the first %d", channels, used)
 
 
 class DPDCRNSeparator(AbsSeparator):
@@ -62,6 +71,8 @@ class DPDCRNSeparator(AbsSeparator):
         batch, frames, mics, bins, _ = planes.shape
         if mics < self.num_mics:
             raise ValueError(f"the separator was built for {self.num_mics} microphones, the mixture has {mics}")
+        if mics > self.num_mics:
+            _tell_of_unused_channels(mics, self.num_mics)
         planes = planes[:, :, : self.num_mics].permute(0, 2, 4, 1, 3).reshape(batch, -1, frames, bins)
         output = self.net(planes)
         enhanced = torch.complex(output.spectrum[:, 0], output.spectrum[:, 1])

@@ -235,6 +235,14 @@ def test_multichannel_mixture(defaults: Dict[str, Any]) -> None:
         model(**batch(channels=2))
 
 
+def test_channels_that_no_microphone_uses_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    separator = DPDCRNSeparator(33, channels=8, heads=2, num_mics=2)
+    for _ in range(2):
+        separator(torch.randn(1, 5, 3, 33, dtype=torch.complex64), torch.tensor([5]))
+    said = [record.getMessage() for record in caplog.records if record.name == "i2srf_kd.espnet.separator"]
+    assert said == ["mixtures have 3 channels, of which num_mics uses the first 2"]
+
+
 def test_reference_microphone_can_be_changed_after_loading() -> None:
     """ESPnet's SeparateSpeech sets ``ref_channel`` of the separator where it is given one."""
     conf = {"channels": 8, "heads": 2, "num_mics": 2}
