@@ -36,7 +36,7 @@ def held(path: Path, what: str, wait: float = WAIT_SECONDS) -> Iterator[int]:
     Raises:
         UserError: it is still held after that time, or the file cannot be made.
     """
-    descriptor = _lock(path, what, wait)
+    descriptor = take(path, what, wait)
     try:
         _sign(descriptor)
         yield descriptor
@@ -47,8 +47,15 @@ def held(path: Path, what: str, wait: float = WAIT_SECONDS) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(path: Path, what: str, wait: float) -> int:
-    """A descriptor that holds the lock."""
+def take(path: Path, what: str, wait: float = WAIT_SECONDS) -> int:
+    """Take a lock as :func:`held` does, but for as long as this process and those that inherit it live.
+
+    Returns:
+        The descriptor that holds it.
+
+    Raises:
+        UserError: it is still held after ``wait`` seconds, or the file cannot be made.
+    """
     taken = -1
 
     def holder() -> str:

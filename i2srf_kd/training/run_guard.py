@@ -6,19 +6,18 @@ ESPnet resumes with whatever options it is given and rewrites ``config.yaml`` be
 
 import argparse
 import errno
-import fcntl
 import logging
 import os
 import re
-import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, TextIO, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import yaml
 
 from i2srf_kd.system.errors import UserError, cannot_write
 from i2srf_kd.system.files import atomic_path, remove_temporaries, write_text
+from i2srf_kd.system.locks import hold_alone, take
 from i2srf_kd.training.checkpoint import has_checkpoint
 
 INTERRUPTED = ".interrupted"
@@ -53,7 +52,6 @@ HARMLESS = frozenset(
 )
 
 _ANEW = "--overwrite true (run.sh: --force true)"
-_held_locks: List[TextIO] = []  # a lock lives as long as its file object
 
 
 def check_supported(args: argparse.Namespace) -> None:
@@ -168,23 +166,9 @@ def lock_experiment(output_dir: Path) -> None:
     Raises:
         UserError: says which process on which host holds it.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / ".lock"
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        if not isinstance(error, (BlockingIOError, PermissionError)):
-            logging.warning(f"{path} cannot be locked ({error.strerror}): make sure that only one training runs there")
-            return
-        raise UserError(f"{output_dir} is in use by {holder}: wait for it, or use another --output_dir") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
-    _held_locks.append(file)
+    holder = hold_alone(output_dir / ".lock")
+    if holder:
+        raise UserError(f"{output_dir} is in use by {holder}: wait for it, or use another --output_dir")
     for folder in (output_dir, output_dir / "images"):
         remove_temporaries(folder)  # of runs that were killed
 
@@ -212,16 +196,10 @@ def move_aside(output_dir: Path) -> Path:
 
 def _lock_in_its_place(old: Path, new: Path) -> None:
     """Hold a lock that the pipeline cannot hold by that name any more, until this process ends."""
-    file = new.open("a", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # somebody came in between, or there are no locks here
-        file.close()
-        logging.warning(f"{new} cannot be locked ({error.strerror}): make sure that only one run works there")
-    else:
-        file.write(old.read_text(encoding="utf-8"))
-        file.flush()
-        _held_locks.append(file)
+        os.write(take(new, str(new), wait=0), old.read_bytes())
+    except UserError as error:  # somebody came in between
+        logging.warning(str(error))
     old.unlink()
 
 
