@@ -75,7 +75,6 @@ results_note=            # remark below the table, such as which speakers valida
 # end options
 
 template="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
-repo="$(cd -- "${template}/../.." && pwd)"
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     echo "error: bash 4.4 or newer is needed, this is ${BASH_VERSION}" >&2
@@ -133,12 +132,7 @@ if [[ -n "${backend_given}" ]]; then
         kind_options+=(--backend "${cmd_backend}") # the last one counts
     done
 fi
-if [[ -z "${python}" ]]; then
-    # shellcheck disable=SC1091
-    . ./path.sh
-    python=python
-fi
-export PYTHONPATH="${repo}${PYTHONPATH:+:${PYTHONPATH}}"
+enter_python
 command -v "${python}" >/dev/null || fail "--python ${python}: no such program"
 
 if [[ "${submit}" == true ]]; then

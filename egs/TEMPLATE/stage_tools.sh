@@ -18,6 +18,17 @@ need_stage() { fail "$2 is missing or unfinished; run stage $1 first (--stage $1
 # need_file OPTION PATH
 need_file() { [[ -f "$2" ]] || fail "$1 $2: no such file"; }
 
+# enter_python: set python, where it is empty, to that of the recipe's environment, and let it find the package.
+enter_python() {
+    if [[ -z "${python}" ]]; then
+        # shellcheck disable=SC1091
+        . ./path.sh
+        python=python
+    fi
+    PYTHONPATH="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)${PYTHONPATH:+:${PYTHONPATH}}"
+    export PYTHONPATH
+}
+
 # Number of GPUs that a training could use here.
 count_gpus() {
     if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && -z "${CUDA_VISIBLE_DEVICES}" ]] || ! command -v nvidia-smi >/dev/null; then

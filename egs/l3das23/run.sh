@@ -30,18 +30,8 @@ expdir="$(pipeline_option expdir "${prefix}exp")"
 corpus_dir="$(pipeline_option corpus_dir "")"
 nj="$(pipeline_option nj "${default_nj}")"
 logdir="$(pipeline_option logdir "")"
+python="$(pipeline_option python "")"
 force=false # of the common table, which costs little
-
-# enter_python: set python to an interpreter that has the package.
-enter_python() {
-    python="$(pipeline_option python "")"
-    if [[ -z "${python}" ]]; then
-        # shellcheck disable=SC1091
-        . ./path.sh
-        python=python
-    fi
-    export PYTHONPATH="${PWD}/../..${PYTHONPATH:+:${PYTHONPATH}}"
-}
 
 # A simulated corpus serves both numbers of microphones; one that is complete is kept.
 simulate_corpus() {

@@ -14,7 +14,8 @@ from typing import Any, List, Mapping, Sequence, Tuple
 import yaml
 
 from i2srf_kd.ablation.grid import Cell, Grid
-from i2srf_kd.pipeline.recipe import Pipeline, last_lines, parse_option_words
+from i2srf_kd.jobs.messages import last_lines
+from i2srf_kd.pipeline.recipe import Pipeline, parse_option_words
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.fingerprints import fingerprint_of_text

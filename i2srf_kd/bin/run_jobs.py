@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence
 from i2srf_kd.jobs import BACKENDS, Backend, JobArray, JobResult, Resources, get_backend
 from i2srf_kd.jobs.array import final_code, parse_range
 from i2srf_kd.jobs.messages import say
-from i2srf_kd.jobs.resume import RESUME_KEY, Finished
+from i2srf_kd.jobs.resume import RESUME_KEY, FinishedElements
 from i2srf_kd.system.errors import UserError, run_command
 
 
@@ -60,7 +60,7 @@ def _run(array: JobArray, backend: Backend, resume_key: Optional[str]) -> List[J
     """Run an array, or what is missing of it."""
     if not resume_key or array.indices is None:
         return backend(array)
-    finished = Finished(array, resume_key)
+    finished = FinishedElements(array, resume_key)
     missing = finished.missing()
     if finished.before:
         say(f"{array.name}: {len(finished.before)} of {len(array.indices)} succeeded before and are not run again")

@@ -22,12 +22,11 @@ from i2srf_kd.jobs.array import JobArray, JobResult, quote
 from i2srf_kd.jobs.messages import Report, footer, header, last_lines, say
 from i2srf_kd.jobs.ranks import step_command
 from i2srf_kd.system.errors import FULL, UserError, disk_full
-from i2srf_kd.system.processes import end_with_parent
+from i2srf_kd.system.processes import FORWARDED, end_with_parent
 
 _POLL_SECONDS = 0.02
 _LEFTOVER_SECONDS = 5.0  # between SIGTERM and SIGKILL for what an element left behind
 _SLURM_SECONDS = 5.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run(array: JobArray) -> List[JobResult]:
@@ -186,7 +185,7 @@ class _LocalRun:
             self.slots = min(self.slots, len(self.gpus) // need)
 
     def run(self) -> List[JobResult]:
-        previous: Dict[int, object] = {number: signal.signal(number, self._receive) for number in _FORWARDED}
+        previous: Dict[int, object] = {number: signal.signal(number, self._receive) for number in FORWARDED}
         try:
             while self.running or self.waiting:
                 self._forward_signals()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from i2srf_kd.jobs.array import JobArray, JobResult
+from i2srf_kd.system.progress import clock
 from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _HEARTBEAT_SECONDS = 60.0
@@ -19,12 +20,6 @@ HEADER_LINES = len(_HEADER)
 def say(text: str) -> None:
     """One line to standard error, at once."""
     print(text, file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """``h:mm:ss``."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60:d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def header(command: str, host: str, now: str) -> str:

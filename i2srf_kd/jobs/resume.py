@@ -11,7 +11,7 @@ from i2srf_kd.system.files import write_text
 RESUME_KEY = "I2SRF_RESUME_KEY"
 
 
-class Finished:
+class FinishedElements:
     """Remembers elements beside their logs, in ``<log>.finished``, until all of them succeeded.
 
     Args:

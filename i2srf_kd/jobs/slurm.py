@@ -25,13 +25,13 @@ from i2srf_kd.jobs.slurm_config import SlurmOptions, slurm_options
 from i2srf_kd.jobs.slurm_job import STOP, code_file, write_job
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
+from i2srf_kd.system.processes import FORWARDED
 from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _TICK_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.5
 _SUBMIT_SECONDS = 600.0  # how long a controller that does not answer is asked again
 _CODE_FILE_SECONDS = 30.0  # shared file systems show new files late
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted")
 JOB_ID = "job.id"  # in the control folder
 #: States after which a job does not come back: what they say, and the exit code where the job left none.
@@ -282,7 +282,7 @@ class _SlurmRun:
         self.away_since: Optional[float] = None
 
     def run(self) -> List[JobResult]:
-        previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        previous = {number: signal.signal(number, self._receive) for number in FORWARDED}
         try:
             self.submit()
             while self.open:

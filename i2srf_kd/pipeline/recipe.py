@@ -2,7 +2,6 @@
 
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 from i2srf_kd.system.errors import UserError
@@ -78,8 +77,3 @@ class Pipeline:
     def run(self, **more: str) -> int:
         """Run it; the exit code."""
         return call(self.with_options(**more).command())
-
-
-def last_lines(path: Path, count: int = 15) -> List[str]:
-    """End of a log."""
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-from i2srf_kd.jobs.messages import clock
 from i2srf_kd.jobs.slurm import JOB_ID
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.locks import holder_of
+from i2srf_kd.system.progress import clock
 from i2srf_kd.system.signals import EXIT_INTERRUPTED
 
 _STEP = re.compile(r"epoch (\d+) (train|valid): (\d+)/(\d+) batch")

@@ -7,7 +7,8 @@ from typing import Iterable, Iterator, Optional, TypeVar
 Item = TypeVar("Item")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """``h:mm:ss``."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:d}:{minutes:02d}:{seconds:02d}"
@@ -45,5 +46,5 @@ def progress(
         if now - last >= every or done == total:
             last = now
             rate = done / max(now - start, 1e-9)
-            left = f", {_clock((total - done) / rate)} left" if total else ""
+            left = f", {clock((total - done) / rate)} left" if total else ""
             print(f"{desc}: {done}/{total or '?'} {unit} ({rate:.1f} {unit}/s{left})", file=sys.stderr, flush=True)

@@ -34,14 +34,11 @@ while IFS='=' read -r name value; do
     resolved["${name}"]="${value}"
 done < <(./run.sh "${pipeline_options[@]}" --show_options true)
 [[ -n "${resolved[rawdir]:-}" ]] || exit 2 # run.sh has said why
-expdir="${resolved[expdir]}" rawdir="${resolved[rawdir]}" force="${resolved[force]}" python="${resolved[python]}"
+expdir="${resolved[expdir]}" rawdir="${resolved[rawdir]}" force="${resolved[force]}"
 logdir="${resolved[logdir]}"
-if [[ "${python}" == python ]]; then
-    # shellcheck disable=SC1091
-    . ./path.sh
-fi
 repo="$(cd ../.. && pwd)"
-export PYTHONPATH="${repo}${PYTHONPATH:+:${PYTHONPATH}}"
+python="$(pipeline_option python "")"
+enter_python
 
 run_recipe() { run ./run.sh "${pipeline_options[@]}" "$@"; }
 
