@@ -458,7 +458,7 @@ def test_cluster_two_machines_train_as_two_local_ranks(
     train = [sys.executable, "-m", "i2srf_kd.bin.train", *arguments]
     sets = [str(cluster.folder / "toy_data" / name) for name in ("train", "valid")]
     scratch = ["--scratch", f"{tmp_path}/$SLURMD_NODENAME", "--sets", *sets, "--"]
-    noting = f'ls -d {tmp_path}/*/i2srf-*/manifest.json >"{tmp_path}/seen.$SLURMD_NODENAME"; exec "$@"'
+    noting = f'ls -d {tmp_path}/*/i2srf-* >"{tmp_path}/seen.$SLURMD_NODENAME"; exec "$@"'
     command = [sys.executable, "-m", "i2srf_kd.bin.with_scratch", *scratch, "bash", "-c", noting, "bash", *train]
     code, _, err = slurm_run()("--nodes", "2", "--tasks", "1", "logs/x.log", *command)
     assert code == 0, err + (tmp_path / "logs/x.log").read_text()
