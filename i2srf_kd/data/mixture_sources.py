@@ -107,9 +107,12 @@ def fingerprint(places: Sequence[str], option: str) -> bytes:
     total = hashlib.sha256()
     for name, path in find_audio(places, option).items():
         file, place = split_place(path)
-        with open(file, "rb") as stream:
-            stream.seek(place or 0)
-            head = stream.read(4096)
+        try:
+            with open(file, "rb") as stream:
+                stream.seek(place or 0)
+                head = stream.read(4096)
+        except OSError as error:
+            raise UserError(f"{option}: cannot read {file}: {error.strerror}") from None
         total.update(f"{name} {Path(file).stat().st_size} {place}\n".encode() + head)
     return total.digest()
 

@@ -271,6 +271,11 @@ def test_bad_sources_are_named_before_anything_is_mixed(corpus, tmp_path):
         for option in ("noise", "speech"):
             with pytest.raises(UserError, match=f"mixing: {option}: .*{words}"):
                 source(corpus, **{option: [str(tmp_path / name)]})
+    (tmp_path / "gone.scp").write_text(f"gone {tmp_path}/gone.wav\n")
+    with pytest.raises(UserError, match="gone.wav"):
+        source(corpus, noise=[str(tmp_path / "gone.scp")])
+    with pytest.raises(UserError, match="mixing: noise: cannot read .*gone.wav"):
+        MixingOptions.from_section({"noise": [str(tmp_path / "gone.scp")]}).fingerprint()
     with pytest.raises(UserError, match="l.wav has 8001 samples, more than --chunk_length 8000"):
         source(corpus, responses=[str(tmp_path / "long")], reverberation=1)
 
