@@ -148,7 +148,11 @@ class SequenceBranch(nn.Module):
     def forward(self, x: Tensor, mask: Optional[Tensor] = None, state: Optional[StreamState] = None) -> Tensor:
         """Run the branch; ``mask`` and ``state`` as for :class:`SelfAttention`."""
         x = self.post_attention_norm(x + self.attention(self.pre_attention_norm(x), mask, state))
-        recurrent, last = self.gru(x, None if state is None else state.take(x, 1, len(x), self.gru.hidden_size))
+        past = None if state is None else state.take(x, 1, len(x), self.gru.hidden_size)
+        # On a GPU autocast takes a GRU to float16 whatever dtype it was asked for, and without a gradient scaler most
+        # gradients are too small for that: a GRU runs in the dtype of its weights.
+        with torch.autocast(x.device.type, enabled=False):
+            recurrent, last = self.gru(x.to(self.gru.weight_hh_l0.dtype), past)
         if state is not None:
             state.keep(last)
         return self.post_gru_norm(x + self.gru_projection(F.relu(recurrent)))

@@ -127,3 +127,14 @@ def test_core_imports_quickly_and_without_espnet() -> None:
         "assert not [m for m in sys.modules if m.startswith(('espnet', 'librosa'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_grus_run_in_the_precision_of_their_weights_under_autocast() -> None:
+    network = DPDCRN(8, 2, n_fft=64)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.GRU):
+            module.register_forward_hook(lambda _, args, output: seen.append((args[0].dtype, output[0].dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(1, 2, 5, 33)).spectrum.sum().backward()
+    assert seen == [(torch.float32, torch.float32)] * 4
