@@ -20,6 +20,7 @@ def test_sizes_follow_the_options(tmp_path, capsys):
     assert len(os.listdir(tmp_path / "mini corpus" / "clean_testset_wav")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="no espeakng-loader")
 def test_default_corpus_has_the_promised_size(tmp_path):
     from i2srf_kd.audio.io import probe

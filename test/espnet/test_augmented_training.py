@@ -89,6 +89,7 @@ def test_a_mixture_with_other_channels_is_refused(tmp_path):
     torch.testing.assert_close(batches[0][1]["speech_mix"], before[0][1]["speech_mix"] * 10 ** (3 / 20))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_ends_alike(data, tmp_path):
     options = [f"--augmentation={name}={json.dumps(value)}" for name, value in OPTIONS.items()]
     more = [word for option in options for word in option.split("=", 1)] + ["--max_epoch", "2"]

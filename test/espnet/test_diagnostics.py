@@ -67,6 +67,7 @@ def without_measuring() -> None:
     diagnostics.DistillMonitor.record = refuse  # type: ignore[method-assign, assignment]
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing_and_survives_a_kill(distilled: Any, tmp_path: Path) -> None:
     """Dropout is not in the network, so the measurement draws random numbers of its own here."""
 

@@ -10,6 +10,8 @@ import toy
 
 from i2srf_kd.espnet.task import DistillEnhancementTask
 
+SHORT = ("--num_iters_per_epoch", "6", "--max_epoch", "2")
+
 
 def losses(output_dir: Path) -> List[Dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
@@ -17,7 +19,7 @@ def losses(output_dir: Path) -> List[Dict[str, Any]]:
 
 def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in teacher.glob("*.pth")}
-    assert toy.join([toy.start_child(distilled("exp"), task=DistillEnhancementTask)]) == [0]
+    assert toy.join([toy.start_child(distilled("exp", *SHORT), task=DistillEnhancementTask)]) == [0]
     train = [line for line in losses(tmp_path / "exp") if line["phase"] == "train"]
     assert train[-1]["compressed_spectrum"] < train[0]["compressed_spectrum"]
     assert {"kd", "kd_inter", "kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder"} <= set(train[0])
@@ -28,7 +30,7 @@ def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher
 
 
 def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path) -> None:
-    assert toy.join([toy.start_child(distilled("whole"), task=DistillEnhancementTask)]) == [0]
+    assert toy.join([toy.start_child(distilled("whole", *SHORT), task=DistillEnhancementTask)]) == [0]
 
     def kill_in_the_second_epoch() -> None:
         from i2srf_kd.espnet.model import DistillEnhancementModel
@@ -43,7 +45,7 @@ def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path
 
         DistillEnhancementModel.forward = counted
 
-    arguments = distilled("broken", "--save_interval_steps", "2")
+    arguments = distilled("broken", *SHORT, "--save_interval_steps", "2")
     assert toy.join([toy.start_child(arguments, kill_in_the_second_epoch, task=DistillEnhancementTask)]) == [-9]
     assert toy.join([toy.start_child(arguments, task=DistillEnhancementTask)]) == [0]
     assert toy.same(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "broken"))

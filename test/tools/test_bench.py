@@ -54,6 +54,7 @@ def test_flops_of_the_calibration_are_those_of_its_gram_products():
     assert grams < counted < 1.05 * grams  # and the embeddings
 
 
+@pytest.mark.slow
 def test_curve(tmp_path):
     rows = {row["name"]: row for row in rows_of(["curve", *PAIR, "--steps", "3"], tmp_path)}
     plain = rows[curve.PLAIN]
@@ -62,6 +63,7 @@ def test_curve(tmp_path):
     assert rows[curve.MOVED]["apart"] < 0.01 and "dense_buffer" in rows
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     rows = {row["name"]: row for row in rows_of(["step", *PAIR], tmp_path)}
     parts = ("student forward and backward", "teacher, no_grad", "distillation loss", "AdamW, foreach")
@@ -117,6 +119,7 @@ def test_infer_is_exact(tmp_path):
     assert rows[infer.NAIVE]["faster"] == 1
 
 
+@pytest.mark.slow
 def test_quality_compares_every_variant_with_float32(tmp_path):
     pytest.importorskip("onnxruntime")
     experiment = make_experiment(tmp_path / "exp", make_network())
