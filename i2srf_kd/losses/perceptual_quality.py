@@ -7,6 +7,7 @@ and their widths come from Zwicker's critical bands instead of the Recommendatio
 """
 
 import math
+from functools import cache
 from typing import NamedTuple, Tuple
 
 import numpy as np
@@ -90,17 +91,17 @@ def _disturbance(estimate: Tensor, reference: Tensor) -> Tensor:
 def _at_listening_level(waveform: Tensor) -> Tensor:
     """The waveform at the level of the model, through the high-pass of P.862.2."""
     samples = waveform.shape[1]
-    spectrum = torch.fft.rfft(waveform * _FULL_SCALE, n=samples + _WINDOW)
-    frequency = torch.fft.rfftfreq(samples + _WINDOW, 1 / RATE, device=waveform.device)
-    inside = (frequency >= _LEVEL_BAND[0]) & (frequency <= _LEVEL_BAND[1])
-    energy = 2 * torch.view_as_real(spectrum[:, inside]).square().sum((1, 2)) / (samples + _WINDOW)
+    size = -(-(samples + _WINDOW) // 1024) * 1024  # room for the filter's response, and a fast transform
+    spectrum = torch.fft.rfft(waveform * _FULL_SCALE, n=size)
+    low, high = math.ceil(_LEVEL_BAND[0] * size / RATE), math.floor(_LEVEL_BAND[1] * size / RATE) + 1
+    energy = 2 * torch.view_as_real(spectrum[:, low:high]).square().sum((1, 2)) / size
     power = energy / (samples + _PADDING)
     # What is below one step of 16 bits is silence and stays so.
     gain = torch.sqrt(_LISTENING_POWER / power.clamp(min=1.0))
-    delay = torch.exp(-2j * math.pi * frequency / RATE)
+    delay = torch.exp(-2j * math.pi * torch.arange(size // 2 + 1, device=waveform.device) / size)
     numerator, denominator = (sum(c * delay**k for k, c in enumerate(part)) for part in _HIGH_PASS)
-    filtered = spectrum * (numerator / denominator)
-    return gain[:, None] * torch.fft.irfft(filtered, n=samples + _WINDOW)[:, :samples]
+    filtered = spectrum * (gain[:, None] * (numerator / denominator))
+    return torch.fft.irfft(filtered, n=size)[:, :samples]
 
 
 def _power_density(waveform: Tensor, bands: _Bands) -> Tensor:
@@ -178,6 +179,7 @@ def _over_time(disturbance: Tensor, first: Tensor, count: Tensor) -> Tensor:
     return 45.0 * ((peaks * inside).sum(1) / inside.sum(1)).sqrt()
 
 
+@cache
 def _bands(device: torch.device) -> _Bands:
     number = np.arange(len(_THRESHOLD_DB))
     # Bark: bands grow with their number, and the offset's half band lies below them.
@@ -194,4 +196,5 @@ def _bands(device: torch.device) -> _Bands:
     exponent = _ZWICKER_POWER * np.where(centre < 4, np.minimum(6 / (centre + 2), 2.0), 1.0) ** 0.15
     threshold = 10 ** (np.array(_THRESHOLD_DB) / 10)
     values = (matrix, threshold, exponent, width)
-    return _Bands(*(torch.tensor(value, dtype=torch.float32, device=device) for value in values))
+    with torch.inference_mode(False):  # autograd keeps them
+        return _Bands(*(torch.tensor(value, dtype=torch.float32, device=device) for value in values))
