@@ -152,7 +152,7 @@ class SequenceBranch(nn.Module):
         # On a GPU autocast takes a GRU to float16 whatever dtype it was asked for, and without a gradient scaler most
         # gradients are too small for that: a GRU runs in the dtype of its weights.
         with torch.autocast(x.device.type, enabled=False):
-            recurrent, last = self.gru(x.to(self.gru.weight_hh_l0.dtype), past)
+            recurrent, last = self.gru(x.to(self.gru.weight_hh_l0.dtype), past)  # type: ignore[arg-type]
         if state is not None:
             state.keep(last)
         return self.post_gru_norm(x + self.gru_projection(F.relu(recurrent)))
