@@ -210,10 +210,10 @@ class MixedSource:
 
     def make(self, item: SeededChunk) -> Example:
         """Mixture and reference of a chunk, and what they are made of."""
-        # Each part has draws of its own: an option more does not change what the others draw.
+        # Each part has draws of its own: an option more leaves the draws of the other parts as they are.
         draws = [np.random.default_rng([_STREAM, part, *item.seed]) for part in range(5)]
-        choice = draws[0].random()
-        options = self.options
+        options, choice = self.options, draws[0].random()
+        snr = draws[0].uniform(options.snr_db[0], options.snr_db[1])
         utterance = self._utterance(item.chunk.utt_id)
         if choice < options.as_recorded:
             return self._as_recorded(item, utterance)
@@ -222,7 +222,6 @@ class MixedSource:
         dry = _equalised(speech, options.equalisation_db, draws[1])
         heard, reference, room = self._in_a_room(dry, draws[2])
         noise, kind = self._draw_noise(source.speaker, item.chunk.utt_id, draws[3])
-        snr = draws[3].uniform(options.snr_db[0], options.snr_db[1])
         noise *= noise_gain(heard, noise, snr, self.sample_rate)
         made_of = {"speech": source.name, "noise": kind, "room": room, "snr_db": round(float(snr), 2)}
         if choice < options.noise_only:

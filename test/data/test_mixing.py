@@ -112,9 +112,8 @@ def test_an_example_depends_on_its_chunk_and_seed_alone(corpus):
 
 
 def test_an_option_more_does_not_change_what_the_others_draw(corpus):
-    for before, after in zip(
-        examples(source(corpus), 10), examples(source(corpus, gain_db=[6, 6], clipping=1), 10), strict=True
-    ):
+    more = {"gain_db": [6, 6], "clipping": 1, "equalisation_db": 3}
+    for before, after in zip(examples(source(corpus), 10), examples(source(corpus, **more), 10), strict=True):
         assert before.made_of["snr_db"] == after.made_of["snr_db"] and before.made_of["noise"] == after.made_of["noise"]
 
 
