@@ -37,6 +37,7 @@ from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.inference.experiment import Experiment, stated_rate
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.user_modules import absolute_entries
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
@@ -259,14 +260,7 @@ def _build_wrapper(options: Dict[str, Any], sample_rate: int) -> torch.nn.Module
 
 
 def _read_distill_config(path: str) -> Dict[str, Any]:
-    try:
-        content: Optional[Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--distill_config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--distill_config {path} is no valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"--distill_config {path} must hold options such as 'method: i2srf_tfckd'")
+    content = read_yaml(path, f"--distill_config {path}")
     return content.get("distill", content)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import yaml
 
+from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError, cannot_write
 from i2srf_kd.system.files import atomic_path, remove_temporaries, write_text
 from i2srf_kd.system.locks import hold_alone, take
@@ -254,13 +255,13 @@ def option_changes(
 
 
 def _read_config(path: Path) -> Optional[Dict[str, Any]]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({error}): repair it, or use {_ANEW}") from None
-    if not isinstance(config, dict):
+    try:
+        config = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}: repair it, or use {_ANEW}") from None
+    if not config:
         raise UserError(f"{path} holds no options: repair it, or use {_ANEW}")
     return _simple(config)
 
