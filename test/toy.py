@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
 import soundfile
@@ -17,10 +17,11 @@ import yaml
 from espnet2.tasks.enh import EnhancementTask
 
 from i2srf_kd.data.chunk_loader import ChunkLoaders
-from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
+from i2srf_kd.espnet.task import is_first_process
+from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.system.errors import UserError
-from i2srf_kd.training import run_guard
+from i2srf_kd.training.run_guard import guard_experiment
 
 RATE = 16000
 CHUNK = 1600
@@ -33,7 +34,7 @@ LENGTHS = {
 class ToyTask(EnhancementTask):
     """Plugs the engine in as a real task does."""
 
-    trainer = trainer.DistillTrainer
+    trainer = DistillTrainer
 
     @classmethod
     def add_task_arguments(cls, parser: Any) -> None:
@@ -46,7 +47,7 @@ class ToyTask(EnhancementTask):
 
     @classmethod
     def main_worker(cls, args: Any) -> None:
-        run_guard.guard_experiment(args, args.output_dir, run_guard.is_first_process(args))
+        guard_experiment(args, args.output_dir, is_first_process(args))
         super().main_worker(args)
 
 
@@ -161,7 +162,7 @@ def start_ranks(arguments: Sequence[str], count: int, prepare: Any = None, task:
     ]
 
 
-def join(processes: Sequence[Any], timeout: float = 120) -> List[int]:
+def join(processes: Sequence[Any], timeout: float = 240) -> List[int]:
     """Exit codes; who is not done in time is killed."""
     for process in processes:
         process.join(timeout)
@@ -169,6 +170,26 @@ def join(processes: Sequence[Any], timeout: float = 120) -> List[int]:
             process.kill()
             process.join()
     return [process.exitcode for process in processes]
+
+
+def call_at(owner: Any, name: str, number: int, action: Callable[[], Any], before: bool = False) -> Callable[[], None]:
+    """Something to do first in a child: let ``action`` happen after (or before) the n-th call of a function."""
+
+    def prepare() -> None:
+        original, calls = getattr(owner, name), [0]
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if before and calls[0] == number:
+                action()
+            result = original(*args, **kwargs)
+            if not before and calls[0] == number:
+                action()
+            return result
+
+        setattr(owner, name, counted)
+
+    return prepare
 
 
 def kill_self(*_: Any) -> None:

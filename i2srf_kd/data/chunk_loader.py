@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from i2srf_kd.data.chunk_dataset import ChunkDataset, SeededChunk, collate
 from i2srf_kd.data.chunks import Batch
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.processes import end_with_parent
 
 
 class ChunkLoaders:
@@ -105,14 +106,19 @@ def _collate_or_error(items: Sequence[Any]) -> Any:
 
 
 def start_worker(worker: int) -> None:
-    """Let a worker live through the first SIGTERM.
+    """Let a worker live through the first SIGTERM, and end without a word with its trainer.
 
-    A scheduler signals every process of a job, and the trainer still needs its batch to finish the step and save.
+    A scheduler signals every process of a job, and the trainer still needs its batch to finish the step and save. When
+    the trainer is killed, a worker would fail to hand over its batch and fill the log with a traceback.
     """
 
     def wait_for_trainer(signum: int, frame: object) -> None:
         signal.signal(signum, signal.SIG_DFL)
 
+    trainer = multiprocessing.parent_process()
+    end_with_trainer = end_with_parent(signal.SIGKILL, trainer.pid if trainer else None)
+    if end_with_trainer is not None:
+        end_with_trainer()
     signal.signal(signal.SIGTERM, wait_for_trainer)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,3 +42,10 @@ def enhance_waveform(model: Any, speech: Tensor) -> Tensor:
     if estimate.dim() == 3:
         estimate = estimate[:, :, reference_channel]
     return (estimate * scale)[:, :samples]
+
+
+def enhance_utterance(model: Any, mixture: np.ndarray) -> np.ndarray:
+    """:func:`enhance_waveform` for one utterance ``(samples,)`` or ``(samples, channels)``, as arrays."""
+    device = next(model.parameters()).device
+    speech = torch.from_numpy(np.ascontiguousarray(mixture)).unsqueeze(0).to(device)
+    return enhance_waveform(model, speech)[0].float().cpu().numpy()

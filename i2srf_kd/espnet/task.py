@@ -1,16 +1,13 @@
 """The training task: ESPnet's enhancement task with distillation and this project's training engine."""
 
 import argparse
+import contextlib
 import copy
-import hashlib
 import inspect
 import multiprocessing
-import os
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import yaml
@@ -27,6 +24,7 @@ from espnet2.tasks.enh import (
     separator_choices,
 )
 from espnet2.torch_utils.initialize import initialize
+from espnet2.train.distributed_utils import get_rank
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
@@ -39,9 +37,11 @@ from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.inference.experiment import Experiment, stated_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
+from i2srf_kd.system.signals import passed_on
 from i2srf_kd.system.user_modules import absolute_entries
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
-from i2srf_kd.training.run_guard import guard_experiment, is_first_process
+from i2srf_kd.training.run_guard import guard_experiment
 from i2srf_kd.training.speed import SpeedOptions, compile_regions, parse_speed, speed_up_model, speed_up_network
 
 register_all()
@@ -114,7 +114,8 @@ class DistillEnhancementTask(EnhancementTask):
         """
         config = args.distill_config or getattr(args, "config", None)
         if args.distill_config:
-            args.distill = {**_read_distill_config(args.distill_config), **(args.distill or {})}
+            written = read_yaml(args.distill_config, f"--distill_config {args.distill_config}")
+            args.distill = {**written.get("distill", written), **(args.distill or {})}
             args.distill_config = None
         given = [name for name in ("teacher_exp", "teacher_config", "teacher_model_file") if getattr(args, name)]
         if not args.distill:
@@ -141,7 +142,7 @@ class DistillEnhancementTask(EnhancementTask):
             args.teacher_exp = None
         if not (args.teacher_config and args.teacher_model_file):
             raise UserError("distillation needs a teacher: give --teacher_exp, or --teacher_config and its checkpoint")
-        args.teacher_digest = digest([args.teacher_model_file])
+        args.teacher_digest = fingerprint([args.teacher_model_file])
 
     @classmethod
     def main(cls, args: Optional[argparse.Namespace] = None, cmd: Optional[Sequence[str]] = None) -> None:
@@ -152,7 +153,7 @@ class DistillEnhancementTask(EnhancementTask):
             except yaml.YAMLError as error:
                 raise UserError(f"--config is no valid YAML: {error}") from None
         try:
-            with _signals_passed_on(multiprocessing.active_children if getattr(args, "ngpu", 0) > 1 else None):
+            with passed_on(multiprocessing.active_children) if _n_gpus(args) > 1 else contextlib.nullcontext():
                 super().main(args)
         except torch.multiprocessing.ProcessExitedException as error:
             sys.exit(error.exit_code)
@@ -166,7 +167,7 @@ class DistillEnhancementTask(EnhancementTask):
             cls.resolve_distillation(args)
             if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
                 raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
-            args.data_digest = digest([*args.train_shape_file, *args.valid_shape_file], _mixing_fingerprint(args))
+            args.data_digest = _data_fingerprint(args)
             # ESPnet rewrites config.yaml before it looks at a checkpoint: compare first.
             guard_experiment(args, args.output_dir, rank0=is_first_process(args))
             super().main_worker(args)
@@ -259,9 +260,9 @@ def _build_wrapper(options: Dict[str, Any], sample_rate: int) -> torch.nn.Module
     return wrapper_class(criterion=criterion, **options.get("wrapper_conf", {}))
 
 
-def _read_distill_config(path: str) -> Dict[str, Any]:
-    content = read_yaml(path, f"--distill_config {path}")
-    return content.get("distill", content)
+def is_first_process(args: argparse.Namespace) -> bool:
+    """Whether this is the process of rank 0, before the processes have met; ``args`` as in ESPnet's ``main_worker``."""
+    return not (args.distributed and get_rank(args.dist_rank, args.dist_launcher))
 
 
 def plan_hours(args: argparse.Namespace) -> None:
@@ -284,52 +285,19 @@ def plan_hours(args: argparse.Namespace) -> None:
     args.scheduler_conf = {**args.scheduler_conf, **lengths.get(args.scheduler, {})}
 
 
-def _mixing_fingerprint(args: argparse.Namespace) -> bytes:
+def _data_fingerprint(args: argparse.Namespace) -> str:
+    """Fingerprint of the lists of training data, and of what mixtures are made of."""
+    lists = fingerprint([*args.train_shape_file, *args.valid_shape_file])
     section = getattr(args, "mixing", None)
-    return MixingOptions.from_section(section).fingerprint() if section else b""
+    return fingerprint_of_text(lists + MixingOptions.from_section(section).fingerprint().hex()) if section else lists
 
 
-def digest(paths: Sequence[str], more: bytes = b"") -> str:
-    """Fingerprint of the contents of files, and of ``more``, to notice a change behind an unchanged name.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            total.update(hashlib.sha256(Path(path).read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
-    total.update(more)
-    return total.hexdigest()[:16]
-
-
-@contextmanager
-def _signals_passed_on(children: Optional[Any]) -> Iterator[None]:
-    """Pass SIGTERM and SIGUSR1 on to the processes that ``children()`` lists; None leaves the signals alone."""
-    if children is None:
-        yield
-        return
-
-    def pass_on(number: int, frame: Any) -> None:
-        for child in children():
-            os.kill(child.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _on_gpu(args: argparse.Namespace) -> bool:
-    return getattr(args, "ngpu", 0) > 0
+def _n_gpus(args: argparse.Namespace) -> int:
+    return int(getattr(args, "ngpu", 0))
 
 
 def _check_speed(args: argparse.Namespace) -> SpeedOptions:
-    options = parse_speed(getattr(args, "speed", None), _on_gpu(args))
+    options = parse_speed(getattr(args, "speed", None), _n_gpus(args) > 0)
     if getattr(args, "use_amp", False) and options.amp_dtype is not None:
         raise UserError("--use_amp true and speed: amp_dtype exclude each other: take amp_dtype, which needs no scaler")
     return options
@@ -345,7 +313,7 @@ def _speed_up(args: argparse.Namespace, model: ESPnetEnhancementModel) -> None:
         speed_up_network(model.teacher.model.separator, options, "teacher")
         if "loss" in options.compile:
             compile_regions(model.distillation, options)
-    speed_up_model(model, options, "cuda" if _on_gpu(args) else "cpu", method)
+    speed_up_model(model, options, "cuda" if _n_gpus(args) > 0 else "cpu", method)
 
 
 def _with_fused_optimizer(args: argparse.Namespace) -> argparse.Namespace:

@@ -19,6 +19,8 @@ import torch
 from i2srf_kd.system.errors import UserError, cannot_write, disk_full
 from i2srf_kd.system.files import PathLike, atomic_path, temporary_name
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT = "checkpoint.pth"
 PREVIOUS = "checkpoint.previous.pth"
 DAMAGED = "checkpoint.damaged.pth"
@@ -154,7 +156,7 @@ def load_training_state(
             problems.append(str(error))
             continue
         for problem in problems:
-            logging.warning(f"{problem}: going on from the one before, {path}")
+            logger.warning(f"{problem}: going on from the one before, {path}")
         if problems and set_aside:
             os.replace(output_dir / CHECKPOINT, output_dir / DAMAGED)
         return state
@@ -289,7 +291,7 @@ def write_averages(
             if n == 1:
                 replace_link(target, f"{epochs[0]}epoch.pth")
             else:
-                logging.info(f"averaging the {n} best epochs by {criterion}: {list(epochs[:n])}")
+                logger.info(f"averaging the {n} best epochs by {criterion}: {list(epochs[:n])}")
                 save_file(average_models([output_dir / f"{epoch}epoch.pth" for epoch in epochs[:n]]), target)
         replace_link(output_dir / f"{criterion}.ave.{suffix}pth", f"{criterion}.ave_{wanted[-1]}best.{suffix}pth")
 

@@ -1,6 +1,5 @@
 """What a training tells about itself: metrics.jsonl, environment.json, quality of enhanced validation utterances."""
 
-import argparse
 import datetime
 import json
 import logging
@@ -13,7 +12,6 @@ import torch
 
 from i2srf_kd.data.chunk_dataset import ChunkSource, SeededChunk
 from i2srf_kd.data.chunks import Chunk
-from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.metrics.table import WIDE_BAND, in_training
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.system.errors import UserError
@@ -21,22 +19,10 @@ from i2srf_kd.system.files import write_text
 from i2srf_kd.system.memory import peak_resident_bytes
 from i2srf_kd.system.provenance import start_record
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
 QUALITY_SCORES = tuple(in_training(WIDE_BAND))
-
-
-def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the quality measurement."""
-    parser.add_argument(
-        "--quality_utts",
-        type=int,
-        default=8,
-        help="Whole validation utterances that are enhanced and scored (WB-PESQ, STOI, SI-SDR); 0 switches it off. "
-        "The scores can choose the best model: --best_model_criterion valid,pesq,max",
-    )
-    parser.add_argument(
-        "--quality_interval", type=int, default=1, help="Epochs from one quality measurement to the next."
-    )
 
 
 class JsonLines:
@@ -146,39 +132,34 @@ def environment() -> Dict[str, Any]:
     return {**record, "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def enhance_utterance(model: Any, mixture: np.ndarray) -> np.ndarray:
-    """Enhance one utterance with an ``ESPnetEnhancementModel``.
-
-    Args:
-        model: in evaluation mode.
-        mixture: ``(samples,)`` or ``(samples, channels)``.
-
-    Returns:
-        ``(samples,)``: the first estimated speaker.
-    """
-    device = next(model.parameters()).device
-    speech = torch.from_numpy(np.ascontiguousarray(mixture)).unsqueeze(0).to(device)
-    return enhance_waveform(model, speech)[0].float().cpu().numpy()
-
-
 class QualityMonitor:
     """Scores enhanced whole utterances of the validation set.
 
     Args:
         source: the validation data, with ``speech_mix`` and ``speech_ref1``.
+        enhance: runs a model in evaluation mode on a mixture ``(samples,)`` or ``(samples, channels)``; ``(samples,)``.
         count: utterances; a fixed random subset that depends on ``seed`` only.
         interval: epochs between two measurements.
         seed: of the choice.
         image_dir: where the spectrograms of the first utterance go, one file per measurement.
     """
 
-    def __init__(self, source: ChunkSource, count: int, interval: int, seed: int, image_dir: Path):
+    def __init__(
+        self,
+        source: ChunkSource,
+        enhance: Callable[[Any, np.ndarray], np.ndarray],
+        count: int,
+        interval: int,
+        seed: int,
+        image_dir: Path,
+    ):
         if interval < 1:
             raise UserError(f"--quality_interval must be 1 or more, not {interval}")
         utterances = sorted(source.lengths)
         chosen = np.random.default_rng(seed).permutation(len(utterances))[:count]
         self.utterances: List[str] = [utterances[i] for i in chosen]
         self.source = source
+        self.enhance = enhance
         self.interval = interval
         self.image_dir = Path(image_dir)
 
@@ -202,7 +183,7 @@ class QualityMonitor:
     def _score(self, model: Any, utt_id: str, epoch: int, first: bool) -> Dict[str, float]:
         signals = self.source.read(SeededChunk(Chunk(utt_id, 0, self.source.lengths[utt_id]), ()))
         mixture, reference = signals["speech_mix"], _mono(signals["speech_ref1"])
-        estimate = enhance_utterance(model, mixture)
+        estimate = self.enhance(model, mixture)
         if first:
             self._picture(utt_id, {"noisy": _mono(mixture), "enhanced": estimate, "clean": reference}, epoch)
         rate = self.source.sample_rate
@@ -211,10 +192,10 @@ class QualityMonitor:
             try:
                 scores[name] = score_utterance(reference, estimate, rate, [metric])[metric]
             except (ValueError, RuntimeError, ArithmeticError) as error:
-                logging.warning(f"{name} of validation utterance {utt_id}: {error}")
+                logger.warning(f"{name} of validation utterance {utt_id}: {error}")
                 scores[name] = math.nan
             if math.isnan(scores[name]):
-                logging.warning(f"{name} of validation utterance {utt_id} is undefined and left out of the mean")
+                logger.warning(f"{name} of validation utterance {utt_id} is undefined and left out of the mean")
         return scores
 
     def _picture(self, utt_id: str, signals: Dict[str, np.ndarray], epoch: int) -> None:
@@ -225,7 +206,7 @@ class QualityMonitor:
             path = self.image_dir / f"{utt_id.replace('/', '_')}_epoch{epoch:03d}.png"
             spectrogram_grid(signals, self.source.sample_rate, path)
         except (ImportError, OSError) as error:
-            logging.warning(f"no spectrogram of {utt_id}: {error}")
+            logger.warning(f"no spectrogram of {utt_id}: {error}")
 
 
 def _mono(audio: np.ndarray) -> np.ndarray:

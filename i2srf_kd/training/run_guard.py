@@ -21,6 +21,8 @@ from i2srf_kd.system.files import atomic_path, remove_temporaries, write_text
 from i2srf_kd.system.locks import hold_alone, take
 from i2srf_kd.training.checkpoint import has_checkpoint
 
+logger = logging.getLogger(__name__)
+
 INTERRUPTED = ".interrupted"
 OVERWRITTEN_BY = ".overwritten_by"  # the Slurm job that began the run with --overwrite true
 OPTIONS = "options.yaml"  # those the run was started with; config.yaml is not whole while ESPnet writes it
@@ -103,7 +105,7 @@ def guard_experiment(args: argparse.Namespace, output_dir: Any, rank0: bool = Tr
     overwrite = getattr(args, "overwrite", False)
     if overwrite and has_run(output_dir) and not _begun_by_this_job(output_dir):
         if (output_dir / INTERRUPTED).exists() and not option_changes(args, output_dir, ignore)[0]:
-            logging.warning(
+            logger.warning(
                 f"{output_dir} was interrupted: it is resumed in spite of --overwrite true; "
                 "remove the folder to start anew"
             )
@@ -137,15 +139,6 @@ def _begun_by_this_job(output_dir: Path) -> bool:
     return begun_by == os.environ.get("SLURM_JOB_ID")
 
 
-def is_first_process(args: argparse.Namespace) -> bool:
-    """Whether this is the process of rank 0, before the processes have met; ``args`` as in ESPnet's ``main_worker``."""
-    from espnet2.train.distributed_utils import get_rank
-
-    if not getattr(args, "distributed", False):
-        return True
-    return not get_rank(args.dist_rank, args.dist_launcher)
-
-
 def has_run(output_dir: Path) -> bool:
     """Whether the folder holds results of a training (a checkpoint or weights of an epoch)."""
     return has_checkpoint(output_dir) or any(
@@ -167,8 +160,7 @@ def lock_experiment(output_dir: Path) -> None:
     Raises:
         UserError: says which process on which host holds it.
     """
-    holder = hold_alone(output_dir / ".lock")
-    if holder:
+    if holder := hold_alone(output_dir / ".lock"):
         raise UserError(f"{output_dir} is in use by {holder}: wait for it, or use another --output_dir")
     for folder in (output_dir, output_dir / "images"):
         remove_temporaries(folder)  # of runs that were killed
@@ -191,7 +183,7 @@ def move_aside(output_dir: Path) -> Path:
             if error.errno != errno.EXDEV:
                 raise
             _lock_in_its_place(lock, output_dir / lock.name)
-    logging.warning(f"--overwrite true: the old {output_dir} is now {target}")
+    logger.warning(f"--overwrite true: the old {output_dir} is now {target}")
     return target
 
 
@@ -200,7 +192,7 @@ def _lock_in_its_place(old: Path, new: Path) -> None:
     try:
         os.write(take(new, str(new), wait=0), old.read_bytes())
     except UserError as error:  # somebody came in between
-        logging.warning(str(error))
+        logger.warning(str(error))
     old.unlink()
 
 
@@ -212,7 +204,7 @@ def check_same_options(args: argparse.Namespace, output_dir: Path, ignore: Itera
     """
     changed, harmless = option_changes(args, output_dir, ignore)
     for line in harmless:
-        logging.info(f"differs from the run being resumed: {line}")
+        logger.info(f"differs from the run being resumed: {line}")
     if changed:
         raise UserError(
             f"{output_dir} holds a run with other options:\n  " + "\n  ".join(changed) + "\n"

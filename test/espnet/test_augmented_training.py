@@ -9,8 +9,8 @@ import torch
 import toy
 
 from i2srf_kd.audio import ambisonics
-from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.registry import register_all
+from i2srf_kd.espnet.trainer import TrainingRun
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
 
@@ -97,17 +97,7 @@ def test_killed_and_resumed_training_ends_alike(data, tmp_path):
     def command(name, *extra):
         return toy.command(data, tmp_path / name, *more, *extra, separator=SEPARATOR)
 
-    def die_at_step_12():
-        original, count = trainer._Training.after_train_batch, [0]
-
-        def counted(*args, **kwargs):
-            count[0] += 1
-            if count[0] == 12:
-                toy.kill_self()
-            return original(*args, **kwargs)
-
-        trainer._Training.after_train_batch = counted
-
+    die_at_step_12 = toy.call_at(TrainingRun, "between_steps", 12, toy.kill_self, before=True)
     assert toy.in_child(command("whole")) == 0
     save = ("--save_interval_steps", "5")
     assert toy.in_child(command("killed", *save), prepare=die_at_step_12) == -9

@@ -10,8 +10,9 @@ import pytest
 import torch
 import toy
 
-from i2srf_kd.espnet import diagnostics
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.espnet.trainer import TrainingRun
+from i2srf_kd.training import diagnostics
 
 STEPS = 6  # batches in an epoch
 SHORT = ("--num_iters_per_epoch", str(STEPS), "--max_epoch", "2")
@@ -80,18 +81,8 @@ def test_recording_changes_nothing_and_survives_a_kill(distilled: Any, tmp_path:
 
         diagnostics.compare_gradients = drawing
 
-    def killed_in_the_second_epoch() -> None:
-        from i2srf_kd.espnet import trainer
-
-        original, calls = trainer._Training.after_train_batch, []
-
-        def counted(*args: Any) -> None:
-            calls.append(original(*args))
-            if len(calls) == STEPS + 3:  # after the measurement at step 8 and the save before it
-                toy.kill_self()
-
-        trainer._Training.after_train_batch = counted  # type: ignore[method-assign]
-
+    # After the measurement at step 8 and the save before it.
+    killed_in_the_second_epoch = toy.call_at(TrainingRun, "between_steps", STEPS + 3, toy.kill_self)
     start = {"task": DistillEnhancementTask}
     silent = distilled("silent", *SHORT, "--kd_diagnostics", "false")
     often = distilled("often", *SHORT, "--kd_gradient_interval", "4")

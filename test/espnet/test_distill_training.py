@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy
 
+from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.task import DistillEnhancementTask
 
 SHORT = ("--num_iters_per_epoch", "6", "--max_epoch", "2")
@@ -32,19 +33,7 @@ def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher
 def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path) -> None:
     assert toy.join([toy.start_child(distilled("whole", *SHORT), task=DistillEnhancementTask)]) == [0]
 
-    def kill_in_the_second_epoch() -> None:
-        from i2srf_kd.espnet.model import DistillEnhancementModel
-
-        forward, calls = DistillEnhancementModel.forward, []
-
-        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 13:
-                toy.kill_self()
-            return forward(self, *args, **kwargs)
-
-        DistillEnhancementModel.forward = counted
-
+    kill_in_the_second_epoch = toy.call_at(DistillEnhancementModel, "forward", 13, toy.kill_self, before=True)
     arguments = distilled("broken", *SHORT, "--save_interval_steps", "2")
     assert toy.join([toy.start_child(arguments, kill_in_the_second_epoch, task=DistillEnhancementTask)]) == [-9]
     assert toy.join([toy.start_child(arguments, task=DistillEnhancementTask)]) == [0]

@@ -6,9 +6,9 @@ import soundfile
 import torch
 import toy
 
-from i2srf_kd.espnet import trainer
 from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.espnet.trainer import TrainingRun
 from i2srf_kd.system.errors import UserError
 
 SEPARATOR = "--separator dpdcrn --separator_conf channels=8 --separator_conf heads=2"
@@ -83,17 +83,7 @@ def command(data, output_dir, *more):
 
 
 def test_killed_and_resumed_training_ends_alike(data, tmp_path):
-    def die_at_step_12():
-        original, count = trainer._Training.after_train_batch, [0]
-
-        def counted(*args, **kwargs):
-            count[0] += 1
-            if count[0] == 12:
-                toy.kill_self()
-            return original(*args, **kwargs)
-
-        trainer._Training.after_train_batch = counted
-
+    die_at_step_12 = toy.call_at(TrainingRun, "between_steps", 12, toy.kill_self, before=True)
     assert toy.in_child(command(data, tmp_path / "whole")) == 0
     save = ("--save_interval_steps", "5")
     assert toy.in_child(command(data, tmp_path / "killed", *save), prepare=die_at_step_12) == -9

@@ -1,11 +1,6 @@
 """What the task refuses, records and passes on; building models is tested in test_model.py."""
 
 import argparse
-import multiprocessing
-import os
-import signal
-import sys
-import time
 from pathlib import Path
 from typing import Any, Dict
 
@@ -110,35 +105,6 @@ def test_contradicting_distillation_options_are_named(changes: Dict[str, Any], w
         DistillEnhancementTask.resolve_distillation(options(**changes))
 
 
-def test_digest_follows_the_contents(tmp_path: Path) -> None:
-    a, b = tmp_path / "a", tmp_path / "b"
-    a.write_text("one")
-    b.write_text("one")
-    assert task.digest([str(a)]) == task.digest([str(b)]) and len(task.digest([str(a)])) == 16
-    b.write_text("two")
-    assert task.digest([str(a)]) != task.digest([str(b)])
-    with pytest.raises(UserError, match="absent"):
-        task.digest([str(tmp_path / "absent")])
-
-
-def test_signals_are_passed_on_to_the_process_of_each_gpu() -> None:
-    def wait_for_signal(ready: Any) -> None:
-        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-        ready.set()
-        time.sleep(60)
-
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    child = context.Process(target=wait_for_signal, args=(ready,))
-    child.start()
-    assert ready.wait(30)
-    with task._signals_passed_on(lambda: [child]):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        child.join(30)
-    assert child.exitcode == 75
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-
-
 def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     def ended(*_: Any, **__: Any) -> None:
         raise torch.multiprocessing.ProcessExitedException("gone", error_index=0, error_pid=1, exit_code=75)
@@ -178,3 +144,14 @@ def test_hours_of_audio_set_epochs_and_schedule(options: Any) -> None:
     for changes in ({"train_hours": 0.0}, {"train_hours": 1.0, "num_iters_per_epoch": None}):
         with pytest.raises(UserError, match="--train_hours .* needs --num_iters_per_epoch"):
             task.plan_hours(options(**{**given, **changes}))
+
+
+def test_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(distributed=False, dist_rank=None, dist_launcher=None)
+    assert task.is_first_process(args)
+    args.distributed = True
+    for rank, first in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert task.is_first_process(args) is first
+    args.dist_rank = 0
+    assert task.is_first_process(args)

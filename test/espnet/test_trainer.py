@@ -1,6 +1,7 @@
 """Runs of the training engine: resume after any kill, signals, several processes, validation, best epochs."""
 
 import json
+import logging
 import math
 import os
 import random
@@ -9,18 +10,21 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toy
-from espnet2.train.reporter import Reporter
 
 from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles, SeededChunk, collate, read_lengths
 from i2srf_kd.data.chunks import validation_batches
 from i2srf_kd.espnet import trainer
+from i2srf_kd.espnet.trainer import TrainingRun
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.signals import EXIT_INTERRUPTED
 from i2srf_kd.training import checkpoint
+from i2srf_kd.training.best_epochs import BestEpochs
 
 STEPS = 9  # batches in an epoch of the toy data
 
@@ -39,29 +43,6 @@ def metrics(output_dir):
 
 def losses(output_dir):
     return [(m["epoch"], m["phase"], m["loss"]) for m in metrics(output_dir)]
-
-
-def call_at(name, number, action, before=False):
-    """Return a function that makes ``action`` happen at the n-th call of a function of the trainer module."""
-
-    def prepare():
-        owner, attribute = trainer, name
-        if "." in name:
-            owner, attribute = getattr(trainer, name.split(".")[0]), name.split(".")[1]
-        original, count = getattr(owner, attribute), [0]
-
-        def counted(*args, **kwargs):
-            count[0] += 1
-            if before and count[0] == number:
-                action()
-            result = original(*args, **kwargs)
-            if not before and count[0] == number:
-                action()
-            return result
-
-        setattr(owner, attribute, counted)
-
-    return prepare
 
 
 def assert_same_run(output_dir, reference):
@@ -85,38 +66,39 @@ def test_what_a_run_leaves(reference):
         torch.testing.assert_close(value, (first[key].double() + second[key].double()).div(2).float())
 
 
+STEP, VALID = (TrainingRun, "between_steps"), (TrainingRun, "after_valid_batch")
 KILLS = {
-    "before the first step": ("_Training.after_train_batch", 1, True),
-    "after step 4": ("_Training.after_train_batch", 4, False),
-    "just before a save": ("save_training_state", 3, True),
-    "after the last step of an epoch": ("_Training.after_train_batch", 2 * STEPS, False),
-    "in a validation": ("_Training.after_valid_batch", 4, False),
-    "between weights and state of epoch 2": ("save_file", 2, False),
-    "before the links": ("_Training._publish", 2, True),
-    "before the averages": ("write_averages", 1, True),
+    "before the first step": (*STEP, 1, True),
+    "after step 4": (*STEP, 4, False),
+    "just before a save": (trainer, "save_training_state", 3, True),
+    "after the last step of an epoch": (*STEP, 2 * STEPS, False),
+    "in a validation": (*VALID, 4, False),
+    "between weights and state of epoch 2": (trainer, "save_file", 2, False),
+    "before the links": (BestEpochs, "publish", 2, True),
+    "before the averages": (BestEpochs, "write_averages", 1, True),
 }
 
 
 @pytest.mark.parametrize("when", KILLS)
 def test_killed_and_resumed_is_bit_identical(data, reference, tmp_path, when):
-    name, number, before = KILLS[when]
+    owner, name, number, before = KILLS[when]
     arguments = toy.command(data, tmp_path / "exp", "--save_interval_steps", "2")
-    assert toy.in_child(arguments, call_at(name, number, toy.kill_self, before)) == -signal.SIGKILL
+    assert toy.in_child(arguments, toy.call_at(owner, name, number, toy.kill_self, before)) == -signal.SIGKILL
     assert toy.in_child(arguments) == 0
     assert_same_run(tmp_path / "exp", reference)
 
 
 def test_killed_while_the_checkpoint_is_replaced(data, reference, tmp_path):
     def prepare():
-        original, count = checkpoint._keep_as, [0]
+        original, count = os.replace, [0]
 
-        def keep_and_die(*args):
-            original(*args)
-            count[0] += 1
+        def replace_and_die(source, target):
+            original(source, target)
+            count[0] += Path(target).name == checkpoint.PREVIOUS
             if count[0] == 3:
                 toy.kill_self()
 
-        checkpoint._keep_as = keep_and_die
+        os.replace = replace_and_die
 
     arguments = toy.command(data, tmp_path / "exp", "--save_interval_steps", "1")
     assert toy.in_child(arguments, prepare) == -signal.SIGKILL
@@ -148,7 +130,7 @@ def test_accumulated_gradients_and_averaged_weights_resume(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert toy.in_child(toy.command(data, whole, *options)) == 0
     arguments = toy.command(data, killed, *options)
-    die = call_at("_Training.after_train_batch", 13, toy.kill_self)  # in the middle of an accumulation
+    die = toy.call_at(*STEP, 13, toy.kill_self)  # in the middle of an accumulation
     assert toy.in_child(arguments, die) == -signal.SIGKILL
     assert toy.in_child(arguments) == 0
     assert_same_run(killed, whole)
@@ -159,7 +141,7 @@ def test_accumulated_gradients_and_averaged_weights_resume(data, tmp_path):
 def test_truncated_checkpoint_falls_back(data, reference, tmp_path):
     output_dir = tmp_path / "exp"
     arguments = toy.command(data, output_dir, "--save_interval_steps", "2")
-    die = call_at("_Training.after_train_batch", 14, toy.kill_self)
+    die = toy.call_at(*STEP, 14, toy.kill_self)
     assert toy.in_child(arguments, die) == -signal.SIGKILL
     path = output_dir / checkpoint.CHECKPOINT
     path.write_bytes(path.read_bytes()[:-1000])
@@ -168,7 +150,7 @@ def test_truncated_checkpoint_falls_back(data, reference, tmp_path):
     assert_same_run(output_dir, reference)
 
 
-@pytest.mark.parametrize("where", ["_Training.after_train_batch", "_Training.after_valid_batch"])
+@pytest.mark.parametrize("where", [STEP, VALID], ids=["step", "validation"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_exits_75(data, reference, tmp_path, number, where):
     output_dir = tmp_path / "exp"
@@ -177,9 +159,9 @@ def test_signal_saves_and_exits_75(data, reference, tmp_path, number, where):
     def send():
         os.kill(os.getpid(), number)
 
-    assert toy.in_child(arguments, call_at(where, 4, send, before=True)) == trainer.EXIT_INTERRUPTED
+    assert toy.in_child(arguments, toy.call_at(*where, 4, send, before=True)) == EXIT_INTERRUPTED
     state = checkpoint.load_training_state(output_dir)
-    expected = {"epoch": 1, "batches_done": 4} if "train" in where else {"epoch": 2, "batches_done": STEPS}
+    expected = {"epoch": 1, "batches_done": 4} if where is STEP else {"epoch": 2, "batches_done": STEPS}
     assert {key: state["in_progress"][key] for key in expected} == expected
     # The same command goes on, even if it asked for a fresh start.
     assert toy.in_child([*arguments, "--overwrite", "true"]) == 0
@@ -191,11 +173,31 @@ def test_second_signal_ends_at_once(data, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    code = toy.in_child(
-        toy.command(data, tmp_path / "exp"), call_at("_Training.after_train_batch", 2, send_twice, before=True)
-    )
+    code = toy.in_child(toy.command(data, tmp_path / "exp"), toy.call_at(*STEP, 2, send_twice, before=True))
     assert code == -signal.SIGTERM
     assert checkpoint.load_training_state(tmp_path / "exp") is None
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_signal_after_the_end_of_the_run_does_not_change_its_exit_code(data, tmp_path, interrupted):
+    def send():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def prepare():
+        if interrupted:
+            toy.call_at(*STEP, 2, send, before=True)()
+        original = trainer.DistillTrainer.run.__func__
+
+        def run_and_send(cls, **kwargs):
+            try:
+                original(cls, **kwargs)
+            finally:
+                send()
+
+        trainer.DistillTrainer.run = classmethod(run_and_send)
+
+    code = toy.in_child(toy.command(data, tmp_path / "exp", "--max_epoch", "1"), prepare)
+    assert code == (EXIT_INTERRUPTED if interrupted else 0)
 
 
 def test_finished_run_changes_nothing_and_more_epochs_go_on(data, reference, tmp_path):
@@ -262,7 +264,7 @@ def test_two_processes_stop_together_and_resume(data, tmp_path):
 
     def prepare():
         if os.environ["RANK"] == "1":  # one process alone hears the signal
-            call_at("_Training.after_train_batch", 13, lambda: os.kill(os.getpid(), signal.SIGTERM), before=True)()
+            toy.call_at(*STEP, 13, lambda: os.kill(os.getpid(), signal.SIGTERM), before=True)()
 
     arguments = toy.command(data, broken)
     assert toy.join(toy.start_ranks(arguments, 2, prepare)) == [75, 75]
@@ -355,7 +357,7 @@ def test_more_best_epochs_than_were_kept(data, tmp_path, capfd):
     more = ("--keep_nbest_models", "4", "--best_model_criterion", "train,loss,max", "--max_epoch", "4")
 
     def prepare():
-        trainer.logging.warning = lambda text: print(text, file=sys.stderr)
+        logging.getLogger("i2srf_kd").addHandler(logging.StreamHandler(sys.stderr))
 
     for _ in range(2):
         assert toy.in_child(toy.command(data, output_dir, *more), prepare) == 0
@@ -414,7 +416,7 @@ def test_a_broken_file_is_told_in_a_line(tmp_path, capfd, workers):
 def test_a_half_written_configuration_does_not_block(data, reference, tmp_path):
     output_dir = tmp_path / "exp"
     arguments = toy.command(data, output_dir)
-    assert toy.in_child(arguments, call_at("_Training._publish", 1, toy.kill_self)) == -signal.SIGKILL
+    assert toy.in_child(arguments, toy.call_at(BestEpochs, "publish", 1, toy.kill_self)) == -signal.SIGKILL
     config = output_dir / "config.yaml"
     config.write_text(config.read_text()[:700])
     assert toy.in_child([*arguments, "--optim_conf", "lr=0.02"]) == 2
@@ -479,57 +481,18 @@ def test_early_stop(data, tmp_path):
     assert len(metrics(tmp_path / "exp")) // 2 == epochs
 
 
-def test_ranking_leaves_out_epochs_without_a_value():
-    reporter = Reporter()
-    reporter.stats = {
-        1: {"valid": {"pesq": 2.0}},
-        2: {"valid": {}},
-        3: {"valid": {"pesq": math.nan}},
-        4: {"valid": {"pesq": 3.0}},
-        5: {"valid": {"pesq": 3.0}},
-    }
-    assert trainer.rank_epochs(reporter, "valid", "pesq", "max") == [4, 5, 1]
-    assert trainer.rank_epochs(reporter, "valid", "pesq", "min") == [1, 4, 5]
-    with pytest.raises(UserError, match="min"):
-        trainer.rank_epochs(reporter, "valid", "pesq", "down")
-
-
-def test_rng_round_trip():
-    state = trainer.rng_state()
-    drawn = [(random.random(), np.random.rand(), float(torch.rand(())))]
-    trainer.set_rng_state(checkpoint.plain(state))
-    drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
-    assert drawn[0] == drawn[1]
-
-
-def test_averaged_weights_follow_their_formula():
-    model = torch.nn.Linear(2, 1, bias=False)
-    expected = model.weight.detach().clone()
-    ema = trainer.AveragedWeights(model, 0.5)
-    for n in range(8):
-        with torch.no_grad():
-            model.weight.add_(1.0)
-        ema.update()
-        decay = min(0.5, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * model.weight.detach()
-    raw = model.weight.detach().clone()
-    with ema.applied():
-        torch.testing.assert_close(model.weight.detach(), expected)
-    assert torch.equal(model.weight.detach(), raw)
-
-
 def test_time_of_an_interrupted_epoch_adds_up(data, tmp_path):
     """Throughput counts the audio and the seconds before an interruption, too."""
     arguments = toy.command(data, tmp_path / "exp", "--max_epoch", "1")
 
     def stop():
-        time.sleep(0.5)
+        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    assert toy.in_child(arguments, call_at("_Training.after_train_batch", 5, stop, before=True)) == 75
+    assert toy.in_child(arguments, toy.call_at(*STEP, 5, stop, before=True)) == 75
     assert toy.in_child(arguments) == 0
     train = metrics(tmp_path / "exp")[0]
     assert train["total_count"] == STEPS
-    assert train["seconds"] > 0.5
+    assert train["seconds"] > 0.2
     audio = train["audio_seconds_per_second"] * train["seconds"] * toy.RATE
     assert 0.9 * STEPS * 4 * toy.CHUNK < audio <= STEPS * 4 * toy.CHUNK

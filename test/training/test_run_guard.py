@@ -232,14 +232,3 @@ def test_unsupported_options_are_refused(tmp_path, option):
 def test_several_gpus_need_several_processes(tmp_path):
     with pytest.raises(UserError, match="--multiprocessing_distributed true"):
         run_guard.guard_experiment(options(ngpu=2), tmp_path)
-
-
-def test_first_process(monkeypatch):
-    args = argparse.Namespace(distributed=False, dist_rank=None, dist_launcher=None)
-    assert run_guard.is_first_process(args)
-    args.distributed = True
-    for rank, first in (("0", True), ("1", False)):
-        monkeypatch.setenv("RANK", rank)
-        assert run_guard.is_first_process(args) is first
-    args.dist_rank = 0
-    assert run_guard.is_first_process(args)

@@ -16,7 +16,6 @@ A measurement takes a forward pass and two backward passes, and leaves gradients
 were: a training ends with the same weights, bit by bit, with and without it.
 """
 
-import argparse
 import contextlib
 import logging
 from pathlib import Path
@@ -24,37 +23,20 @@ from typing import Any, Dict, Hashable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
-from espnet2.utils.types import str2bool
 from torch import Tensor
 
 from i2srf_kd.data.chunk_dataset import NUM_SAMPLES, SeededChunk, collate, seeded
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.distill.distributed_clips import without_gathering
 from i2srf_kd.distill.speech_characteristics import correlation, frame_characteristics
-from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training.monitor import JsonLines
 
+logger = logging.getLogger(__name__)
+
 DIAGNOSTICS = "diagnostics.jsonl"
 GRADIENT_VALUES = ("grad_norm_task", "grad_norm_kd", "grad_cosine")
-
-
-def add_diagnostics_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the recording."""
-    parser.add_argument(
-        "--kd_diagnostics",
-        type=str2bool,
-        default=True,
-        help="Record before the first and after every epoch how the teacher teaches: gradients of both losses, "
-        "calibration weights (diagnostics.jsonl)",
-    )
-    parser.add_argument(
-        "--kd_gradient_interval",
-        type=int,
-        default=0,
-        help="Record it every so many batches as well; each time costs about two training steps. 0: no more often.",
-    )
 
 
 class DiagnosticsLog(JsonLines):
@@ -88,9 +70,10 @@ class DistillMonitor:
     """Measures a distillation in training on clips that stay the same; made on the first rank alone.
 
     Args:
-        model: the model that is trained, not wrapped for several processes.
-        train_factory: says how many clips a batch has.
-        valid_factory: the clips.
+        model: what is trained, with ``losses`` and ``distiller`` as
+            :class:`~i2srf_kd.espnet.model.DistillEnhancementModel` has them; not wrapped for several processes.
+        train_loaders: says how many clips a batch has.
+        valid_loaders: the clips.
         output_dir: folder of the experiment.
         seed: of the choice of clips.
         on_gpu: where the model is.
@@ -99,9 +82,9 @@ class DistillMonitor:
 
     def __init__(
         self,
-        model: DistillEnhancementModel,
-        train_factory: ChunkLoaders,
-        valid_factory: ChunkLoaders,
+        model: Any,
+        train_loaders: ChunkLoaders,
+        valid_loaders: ChunkLoaders,
         output_dir: Path,
         seed: int,
         on_gpu: bool = False,
@@ -113,8 +96,8 @@ class DistillMonitor:
         self.autocast = autocast
         self.log = DiagnosticsLog(output_dir, self.step)
         self.batch: Optional[Dict[str, Tensor]] = None
-        self.factories = train_factory, valid_factory
-        self.fs = train_factory.dataset.source.sample_rate
+        self.loaders = train_loaders, valid_loaders
+        self.fs = train_loaders.dataset.source.sample_rate
         self.failed = False
 
     @property
@@ -136,7 +119,7 @@ class DistillMonitor:
             values = self._measure()
         except (UserError, RuntimeError) as error:
             self.failed = True
-            logging.warning(f"no {DIAGNOSTICS} from now on, the training goes on without: {error}")
+            logger.warning(f"no {DIAGNOSTICS} from now on, the training goes on without: {error}")
             return {}
         self.log.append({"epoch": epoch, "phase": "valid", **values})
         return {name: values[name] for name in GRADIENT_VALUES}
@@ -176,7 +159,7 @@ class DistillMonitor:
     def _fixed_batch(self) -> Dict[str, Tensor]:
         """As many clips as a batch of the training has, from anywhere in the validation set."""
         if self.batch is None:
-            train, valid = self.factories
+            train, valid = self.loaders
             chunks = [chunk for batch in valid.make_batches(1) for chunk in batch]
             order = np.random.default_rng(self.seed).permutation(len(chunks))[: len(train.make_batches(1)[0])]
             _, batch = collate([valid.dataset[SeededChunk(chunks[i], (self.seed, int(i)))] for i in order])
