@@ -4,6 +4,8 @@ criterions:
   - {name: compressed_spectrum, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}
   - {name: pesq, wrapper: fixed_order, wrapper_conf: {weight: 0.03}}
   - {name: relative_l1, wrapper: fixed_order, wrapper_conf: {weight: 0.05}}
+
+Logs call the losses ``pesq_loss`` and ``si_sdr_loss``: ``pesq`` and ``si_sdr`` are scores of enhanced utterances there.
 """
 
 from typing import Optional, Sequence
@@ -34,7 +36,7 @@ class SISDRCriterion(TimeDomainLoss):
     """
 
     def __init__(self, limit_db: float = 30.0, name: Optional[str] = None, only_for_test: bool = False):
-        super().__init__(name or "si_sdr", only_for_test=only_for_test)
+        super().__init__(name or "si_sdr_loss", only_for_test=only_for_test)
         self.limit_db = float(limit_db)
 
     def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class PESQCriterion(TimeDomainLoss):
     sample_rate = RATE
 
     def __init__(self, name: Optional[str] = None, only_for_test: bool = False):
-        super().__init__(name or "pesq", only_for_test=only_for_test)
+        super().__init__(name or "pesq_loss", only_for_test=only_for_test)
 
     def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
         """Waveforms ``(B, samples)`` at 16 kHz to ``(B,)``."""
