@@ -14,6 +14,7 @@ from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
 from i2srf_kd.espnet.teacher import FrozenTeacher, planes, restore_level, same_transform
+from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError
 
 _PROBE_SAMPLES = 16000
@@ -98,12 +99,14 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
     ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
         """Loss, values to report, and weight of a batch; see ESPnet's model.
 
-        Task and distillation are weighted as the schedule says; validation uses the final weights.
+        Task and distillation are weighted as the schedule says; validation uses the final weights. The teacher does
+        not run where the distillation has no weight.
         """
-        task, kd, stats, weight = self.losses(speech_mix, speech_mix_lengths, **kwargs)
-        task_weight, kd_weight = self.distiller.phase() if self.training else (1.0, self.distiller.weight)
-        # A loss that does not count stays out: zero times infinity is no number.
-        loss = kd_weight * kd + task_weight * task if task_weight else kd_weight * kd
+        if self.distiller.is_idle():
+            loss, stats, weight = super().forward(speech_mix, speech_mix_lengths, **kwargs)
+        else:
+            task, kd, stats, weight = self.losses(speech_mix, speech_mix_lengths, **kwargs)
+            loss = self.distiller.combine(task, kd, self._own_parameters())
         if self.training:
             self.distiller.steps += 1
         stats["loss"] = loss.detach()
@@ -140,6 +143,10 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
         except ValueError as error:
             raise UserError(f"distill: {error}") from error
         return task, kd, {**stats, **terms}, weight
+
+    def _own_parameters(self) -> List[Tensor]:
+        named = self.named_parameters()
+        return [p for name, p in named if p.requires_grad and not name.startswith(TRAINING_ONLY_PREFIX)]
 
     def _reference_channel(self, signal: Tensor) -> Tensor:
         return signal[..., self.ref_channel] if signal.dim() == 3 else signal

@@ -64,7 +64,7 @@ class DistillEnhancementTask(EnhancementTask):
             "--distill",
             action=NestedDictAction,
             default={},
-            help="method, method_conf, weight, kd_only_steps, ramp_steps, student_taps, teacher_taps, import",
+            help="method, method_conf, weight, schedule and more: docs/distillation.md",
         )
         group.add_argument(
             "--distill_config", type=str_or_none, default=None, help="YAML file with the content of --distill"
@@ -165,8 +165,6 @@ class DistillEnhancementTask(EnhancementTask):
             _check_speed(args)
             plan_hours(args)
             cls.resolve_distillation(args)
-            if args.distill and args.distill.get("kd_only_steps") and args.distributed and not args.unused_parameters:
-                raise UserError("distill: kd_only_steps with several processes needs --unused_parameters true")
             args.data_digest = _data_fingerprint(args)
             # ESPnet rewrites config.yaml before it looks at a checkpoint: compare first.
             guard_experiment(args, args.output_dir, rank0=is_first_process(args))
@@ -240,6 +238,11 @@ class DistillEnhancementTask(EnhancementTask):
             **copy.deepcopy(args.model_conf),
         )
         _check_batch(args, model)
+        if model.distiller.pauses and getattr(args, "distributed", False) and not args.unused_parameters:
+            raise UserError(
+                "distill: kd_only_steps, every, or a schedule that falls needs --unused_parameters true with several "
+                "processes: there are steps without the task or the distillation"
+            )
         return model
 
     @classmethod

@@ -547,8 +547,10 @@ class TrainingRun:
     # Checks -----------------------------------------------------------------------------------------------------
 
     def _check_total_steps(self) -> None:
-        """A one-cycle schedule refuses to go beyond its end, which would be in the middle of the training."""
+        """Tell the distillation's schedule; a one-cycle schedule that ends in the middle of the training is refused."""
         batches = len(self.train_loaders.make_batches(1)) * self.options.max_epoch
+        if isinstance(self.state.model, DistillEnhancementModel):
+            self.state.model.distiller.total_steps = batches
         needed = batches // self.options.accum_grad
         for number, scheduler in enumerate(self.state.schedulers, 1):
             if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR) and needed > scheduler.total_steps:

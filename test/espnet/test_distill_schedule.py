@@ -1,4 +1,4 @@
-"""The two-step schedule and the ramp, through training."""
+"""The schedule of a distillation, through training."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import toy
 WEIGHT = 0.5
 
 
-def command(speech: Path, teacher: Path, exp: Path, task_weight: float = 1.0, **schedule: int) -> List[str]:
+def command(speech: Path, teacher: Path, exp: Path, task_weight: float = 1.0, **schedule: Any) -> List[str]:
     distill = {"method": "fitnets", "weight": WEIGHT, **schedule}
     more = ("--num_iters_per_epoch", "4", "--save_interval_steps", "2")
     return speech_task.arguments(speech, exp, *more, distill=distill, teacher=teacher, task_weight=task_weight)
@@ -43,26 +43,42 @@ def test_phases_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -
     assert ramp["compressed_spectrum"] < ramp["loss"] < ramp["compressed_spectrum"] + WEIGHT * ramp["kd"]
     assert both["loss"] == pytest.approx(both["compressed_spectrum"] + WEIGHT * both["kd"], rel=1e-4)
 
-    def kill_in_the_ramp() -> None:
+    whole = toy.weights(tmp_path / "whole")
+    assert int(whole["distillation.criterion.distiller.steps"]) == 12
+    kill_and_resume(command(speech, speech_teacher, tmp_path / "broken", **schedule), 7)
+    assert toy.same(whole, toy.weights(tmp_path / "broken"))
+
+
+def test_shares_of_the_training_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -> None:
+    """Every second step distils until three quarters of the training; then the student costs what it does alone."""
+    options = {
+        "schedule": {"fall_from": 0.5, "fall_to": 0.75}, "every": 2, "balance": 0.5, "conflict": "project"
+    }  # fmt: skip
+    assert speech_task.train(command(speech, speech_teacher, tmp_path / "whole", **options)) == 0
+    first, second, last = training_lines(tmp_path / "whole")
+    assert first["loss"] > first["compressed_spectrum"] and "kd" in second
+    assert last["loss"] == pytest.approx(last["compressed_spectrum"]) and "kd" not in last
+    kill_and_resume(command(speech, speech_teacher, tmp_path / "broken", **options), 7)
+    whole, broken = (toy.weights(tmp_path / name) for name in ("whole", "broken"))
+    assert whole["distillation.criterion.distiller.gradient_norms"].all()
+    assert toy.same(whole, broken)
+
+
+def kill_and_resume(arguments: List[str], step: int) -> None:
+    """Train, but kill the process at a step; then let the same command go on."""
+
+    def killed() -> None:
         from i2srf_kd.espnet.model import DistillEnhancementModel
 
         forward = DistillEnhancementModel.forward
 
         def killing(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.training and int(self.distiller.steps) == 7:
+            if self.training and int(self.distiller.steps) == step:
                 toy.kill_self()
             return forward(self, *args, **kwargs)
 
         DistillEnhancementModel.forward = killing  # type: ignore[method-assign]
-
-    arguments = command(speech, speech_teacher, tmp_path / "broken", **schedule)
-
-    def killed() -> None:
-        kill_in_the_ramp()
         toy.train(arguments, speech_task.DistillEnhancementTask)
 
     assert speech_task.in_child(killed) == -9
     assert speech_task.train(arguments) == 0
-    whole, broken = (toy.weights(tmp_path / name) for name in ("whole", "broken"))
-    assert int(whole["distillation.criterion.distiller.steps"]) == 12
-    assert toy.same(whole, broken)
