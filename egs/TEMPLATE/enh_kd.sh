@@ -104,6 +104,8 @@ if [[ "${mini}" == true ]]; then
     [[ ! -f conf/mini/distill.yaml ]] || set_default distill_config conf/mini/distill.yaml
     set_default with_baseline true
     set_default check_counts false
+    set_default nj 2 # so little work that starting processes costs more
+    set_default inference_nj 2
     set_default results_title "Mini corpus (synthetic; the figures say nothing about real speech)"
 fi
 
