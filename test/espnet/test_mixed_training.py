@@ -1,5 +1,7 @@
 """Mixtures made while training, through batches, ranks, kills and the run guard."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -89,6 +91,17 @@ def test_killed_and_resumed_training_ends_alike(data, tmp_path):
     assert toy.in_child(command(data, tmp_path / "killed", *save), prepare=die_at_step_12) == -9
     assert toy.in_child(command(data, tmp_path / "killed", *save, "--resume", "true")) == 0
     assert toy.same(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "killed"))
+
+
+def test_two_processes_learn_what_one_does(data, tmp_path):
+    short = ("--max_epoch", "1")
+    assert toy.in_child(command(data, tmp_path / "one", *short)) == 0
+    assert toy.join(toy.start_ranks(command(data, tmp_path / "two", *short), 2)) == [0, 0]
+    one, two = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, rel=1e-3) and len(one) == 2  # training and validation
 
 
 def test_another_noise_folder_is_other_data(data, tmp_path, capfd):
