@@ -10,12 +10,12 @@ from typing import Any, Dict
 
 import pytest
 import torch
-import yaml
 from espnet2.enh.decoder.stft_decoder import STFTDecoder
 from espnet2.enh.encoder.stft_encoder import STFTEncoder
 from espnet2.enh.separator.abs_separator import AbsSeparator
 from espnet2.tasks.enh import EnhancementTask, separator_choices
 from places import REPOSITORY
+from small_models import as_teacher, options, save_experiment
 
 from i2srf_kd.espnet.loading import ESPnetWindowEnhancer, load_espnet_model
 from i2srf_kd.espnet.model import DistillEnhancementModel
@@ -25,7 +25,6 @@ from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.nets import STFT
 from i2srf_kd.system.errors import UserError
 
-STFT_CONF = {"n_fft": 128, "hop_length": 64}
 BSRNN_TAPS = {
     "encoder": ["separator.bsrnn.band_split"],
     "dual_path": ["separator.bsrnn.norm_time.0", "separator.bsrnn.norm_time.1"],
@@ -34,44 +33,14 @@ BSRNN_TAPS = {
 
 
 @pytest.fixture(scope="module")
-def defaults() -> Dict[str, Any]:
-    return DistillEnhancementTask.get_default_config()
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    args = options(separator_conf={"channels": 16, "blocks": 2})
+    return save_experiment(tmp_path_factory.mktemp("teacher"), args)
 
 
-def options(defaults: Dict[str, Any], **changes: Any) -> argparse.Namespace:
-    base = {
-        "encoder": "stft",
-        "encoder_conf": STFT_CONF,
-        "decoder": "stft",
-        "decoder_conf": STFT_CONF,
-        "separator": "dpdcrn",
-        "separator_conf": {"channels": 8, "blocks": 1},
-        "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {"weight": 1.0}}],
-        "init": None,
-    }
-    return argparse.Namespace(**{**copy.deepcopy(defaults), **base, **changes})
-
-
-def save_experiment(folder: Path, args: argparse.Namespace, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    model = DistillEnhancementTask.build_model(args)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
-    torch.save(model.state_dict(), folder / "1epoch.pth")
-    (folder / "latest.pth").symlink_to("1epoch.pth")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def teacher(defaults: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    args = options(defaults, separator_conf={"channels": 16, "blocks": 2})
-    return save_experiment(tmp_path_factory.mktemp("teacher"), args, seed=1)
-
-
-def distilled(defaults: Dict[str, Any], teacher: Path, **distill: Any) -> argparse.Namespace:
+def distilled(teacher: Path, **distill: Any) -> argparse.Namespace:
     section = {"method": "i2srf_tfckd", "method_conf": {"middle_channels": 4}, "weight": 0.5, **distill}
-    files = {"teacher_config": str(teacher / "config.yaml"), "teacher_model_file": str(teacher / "1epoch.pth")}
-    return options(defaults, distill=section, **files)
+    return options(distill=section, **as_teacher(teacher))
 
 
 def batch(samples: int = 4000, clips: int = 2, channels: int = 0) -> Dict[str, torch.Tensor]:
@@ -84,8 +53,8 @@ def batch(samples: int = 4000, clips: int = 2, channels: int = 0) -> Dict[str, t
     }
 
 
-def test_distillation_is_owned_and_the_teacher_is_not(defaults: Dict[str, Any], teacher: Path) -> None:
-    model = DistillEnhancementTask.build_model(distilled(defaults, teacher))
+def test_distillation_is_owned_and_the_teacher_is_not(teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(teacher))
     assert isinstance(model, DistillEnhancementModel)
     names = [name for name, _ in model.named_parameters()]
     assert any(name.startswith("distillation.") for name in names)
@@ -108,22 +77,22 @@ def test_distillation_is_owned_and_the_teacher_is_not(defaults: Dict[str, Any], 
     torch.testing.assert_close(stats["loss"], stats["compressed_spectrum"] + 0.5 * stats["kd"])
 
 
-def test_teacher_follows_dtype(defaults: Dict[str, Any], teacher: Path) -> None:
-    model = DistillEnhancementTask.build_model(distilled(defaults, teacher)).double()
+def test_teacher_follows_dtype(teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(teacher)).double()
     assert {p.dtype for p in model.teacher.model.parameters()} == {torch.float64}
 
 
-def test_the_student_starts_alike_with_and_without_teacher(defaults: Dict[str, Any], teacher: Path) -> None:
+def test_the_student_starts_alike_with_and_without_teacher(teacher: Path) -> None:
     torch.manual_seed(3)
-    plain = DistillEnhancementTask.build_model(options(defaults)).state_dict()
+    plain = DistillEnhancementTask.build_model(options()).state_dict()
     torch.manual_seed(3)
-    learned = DistillEnhancementTask.build_model(distilled(defaults, teacher)).state_dict()
+    learned = DistillEnhancementTask.build_model(distilled(teacher)).state_dict()
     for name, value in plain.items():
         assert torch.equal(value, learned[name]), name
 
 
-def test_schedule_changes_the_loss_in_training_only(defaults: Dict[str, Any], teacher: Path) -> None:
-    model = DistillEnhancementTask.build_model(distilled(defaults, teacher, kd_only_steps=1))
+def test_schedule_changes_the_loss_in_training_only(teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(teacher, kd_only_steps=1))
     _, kd_only, _ = model.train()(**batch())
     torch.testing.assert_close(kd_only["loss"], 0.5 * kd_only["kd"])
     _, both, _ = model(**batch())
@@ -133,13 +102,13 @@ def test_schedule_changes_the_loss_in_training_only(defaults: Dict[str, Any], te
     assert int(model.distiller.steps) == 2
 
 
-def test_a_teacher_of_another_kind(defaults: Dict[str, Any], tmp_path: Path) -> None:
+def test_a_teacher_of_another_kind(tmp_path: Path) -> None:
     conf = {"num_channels": 8, "num_layers": 2, "target_fs": 16000, "subbands": [[5 * k, 5 * k + 4] for k in range(13)]}
-    args = options(defaults, separator="bsrnn", separator_conf=conf)
+    args = options(separator="bsrnn", separator_conf=conf)
     bsrnn = save_experiment(tmp_path / "bsrnn", args)
     with pytest.raises(UserError, match="the teacher announces no features: name its taps"):
-        DistillEnhancementTask.build_model(distilled(defaults, bsrnn))
-    model = DistillEnhancementTask.build_model(distilled(defaults, bsrnn, teacher_taps=BSRNN_TAPS))
+        DistillEnhancementTask.build_model(distilled(bsrnn))
+    model = DistillEnhancementTask.build_model(distilled(bsrnn, teacher_taps=BSRNN_TAPS))
     loss, stats, _ = model.train()(**batch())
     loss.backward()
     assert {"kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder", "kd_inter"} <= set(stats)
@@ -148,8 +117,8 @@ def test_a_teacher_of_another_kind(defaults: Dict[str, Any], tmp_path: Path) -> 
     assert ESPnetWindowEnhancer(loaded, 16000).enhance_window(torch.randn(1, 4000)).shape == (1, 4000)
 
 
-def test_a_distilled_student_loads_without_its_teacher(defaults: Dict[str, Any], teacher: Path, tmp_path: Path) -> None:
-    student = save_experiment(tmp_path / "student", distilled(defaults, teacher))
+def test_a_distilled_student_loads_without_its_teacher(teacher: Path, tmp_path: Path) -> None:
+    student = save_experiment(tmp_path / "student", distilled(teacher))
     model, _ = load_espnet_model(student / "config.yaml", student / "1epoch.pth")
     assert not any(name.startswith("distillation.") for name in model.state_dict())
     # ESPnet's own loader takes it as well: what it does not know it leaves out.
@@ -158,9 +127,7 @@ def test_a_distilled_student_loads_without_its_teacher(defaults: Dict[str, Any],
 
 
 @pytest.mark.parametrize("change, word", [("rename", "separator"), ("drop", "missing"), ("resize", "does not fit")])
-def test_checkpoints_of_another_network_are_refused(
-    change: str, word: str, defaults: Dict[str, Any], teacher: Path, tmp_path: Path
-) -> None:
+def test_checkpoints_of_another_network_are_refused(change: str, word: str, teacher: Path, tmp_path: Path) -> None:
     state = torch.load(teacher / "1epoch.pth")
     first = next(iter(state))
     if change == "rename":
@@ -184,31 +151,29 @@ def test_checkpoints_of_another_network_are_refused(
         ({"encoder_conf": {"nfft": 128}}, "nfft"),
     ],
 )
-def test_typing_errors_in_the_configuration_are_named(changes: dict, word: str, defaults: Dict[str, Any]) -> None:
+def test_typing_errors_in_the_configuration_are_named(changes: dict, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        DistillEnhancementTask.build_model(options(defaults, **changes))
+        DistillEnhancementTask.build_model(options(**changes))
 
 
-def test_typing_errors_in_the_distillation_are_named(defaults: Dict[str, Any], teacher: Path, tmp_path: Path) -> None:
+def test_typing_errors_in_the_distillation_are_named(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no option wieght"):
-        DistillEnhancementTask.build_model(distilled(defaults, teacher, wieght=1))
-    args = options(defaults, distill={"method": "i2srf_tfckd"})
+        DistillEnhancementTask.build_model(distilled(teacher, wieght=1))
+    args = options(distill={"method": "i2srf_tfckd"})
     with pytest.raises(UserError, match="needs a teacher"):
         DistillEnhancementTask.resolve_distillation(args)
-    args = options(defaults, distill_config=str(tmp_path / "absent.yaml"))
+    args = options(distill_config=str(tmp_path / "absent.yaml"))
     with pytest.raises(UserError, match="absent.yaml"):
         DistillEnhancementTask.resolve_distillation(args)
 
 
-def test_distill_config_is_written_out_and_weight_zero_means_none(
-    defaults: Dict[str, Any], teacher: Path, tmp_path: Path
-) -> None:
+def test_distill_config_is_written_out_and_weight_zero_means_none(teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "kd.yaml").write_text("distill: {method: i2srf_tfckd, weight: 0.3}")
-    args = options(defaults, distill_config=str(tmp_path / "kd.yaml"), teacher_exp=str(teacher))
+    args = options(distill_config=str(tmp_path / "kd.yaml"), teacher_exp=str(teacher))
     DistillEnhancementTask.resolve_distillation(args)
     assert args.distill == {"method": "i2srf_tfckd", "weight": 0.3} and args.distill_config is None
     assert Path(args.teacher_model_file).resolve() == (teacher / "1epoch.pth").resolve()
-    args = options(defaults, distill={"method": "i2srf_tfckd", "weight": 0})
+    args = options(distill={"method": "i2srf_tfckd", "weight": 0})
     DistillEnhancementTask.resolve_distillation(args)
     assert args.distill == {}
 
@@ -226,9 +191,9 @@ def test_core_stft_equals_espnet() -> None:
     torch.testing.assert_close(core.inverse(planes[:, :2], 5000), restored)
 
 
-def test_multichannel_mixture(defaults: Dict[str, Any]) -> None:
+def test_multichannel_mixture() -> None:
     conf = {"channels": 8, "blocks": 1, "num_mics": 4, "ref_channel": 2}
-    model = DistillEnhancementTask.build_model(options(defaults, separator_conf=conf))
+    model = DistillEnhancementTask.build_model(options(separator_conf=conf))
     loss, _, _ = model(**batch(channels=4))
     assert torch.isfinite(loss)
     with pytest.raises(ValueError, match="built for 4 microphones, the mixture has 2"):
@@ -287,15 +252,15 @@ def test_a_spawned_process_finds_the_registered_classes(tmp_path: Path) -> None:
     assert "DPDCRNSeparator" in done.stdout
 
 
-def test_an_utterance_of_any_length_ends_without_a_spike(defaults: Dict[str, Any], teacher: Path) -> None:
+def test_an_utterance_of_any_length_ends_without_a_spike(teacher: Path) -> None:
     model, _ = load_espnet_model(teacher / "config.yaml", teacher / "1epoch.pth")
     noise = 0.1 * torch.randn(1, 20 * 64 + 63, generator=torch.Generator().manual_seed(0))
     enhanced = ESPnetWindowEnhancer(model, 16000).enhance_window(noise)
     assert enhanced.shape == noise.shape and enhanced.abs().max() < 2
 
 
-def test_enhancing_does_not_run_the_teacher(defaults: Dict[str, Any], teacher: Path) -> None:
-    model = DistillEnhancementTask.build_model(distilled(defaults, teacher)).eval()
+def test_enhancing_does_not_run_the_teacher(teacher: Path) -> None:
+    model = DistillEnhancementTask.build_model(distilled(teacher)).eval()
     runs = []
     model.teacher.model.separator.register_forward_hook(lambda *_: runs.append(1))
     ESPnetWindowEnhancer(model, 16000).enhance_window(torch.randn(1, 4000))

@@ -1,7 +1,6 @@
 """Teachers and students of different kinds: frames, bins, channels, transforms and levels that differ."""
 
 import argparse
-import copy
 import json
 from pathlib import Path
 from typing import Any, Dict, List
@@ -11,6 +10,7 @@ import speech_task
 import torch
 import yaml
 from places import CONF
+from small_models import as_teacher, options, save_experiment
 
 from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY
 from i2srf_kd.espnet.task import DistillEnhancementTask
@@ -45,37 +45,18 @@ TEACHER = {"channels": 12, "blocks": 2, "heads": 2}
 SETS = {"sets": ["encoder", "decoder"]}
 
 
-@pytest.fixture(scope="module")
-def defaults() -> Dict[str, Any]:
-    return DistillEnhancementTask.get_default_config()
-
-
-def options(defaults: Dict[str, Any], hop: int = 64, n_fft: int = 128, **changes: Any) -> argparse.Namespace:
-    stft = {"n_fft": n_fft, "hop_length": hop}
-    base = {
-        "encoder": "stft", "encoder_conf": stft, "decoder": "stft", "decoder_conf": stft, "separator": "dpdcrn",
-        "separator_conf": {"channels": 8, "blocks": 1}, "criterions": [speech_task.CRITERION], "init": None,
-    }  # fmt: skip
-    return argparse.Namespace(**{**copy.deepcopy(defaults), **base, **changes})
-
-
 def save(folder: Path, args: argparse.Namespace) -> Dict[str, str]:
     """A teacher with random weights."""
-    torch.manual_seed(1)
-    folder.mkdir()
-    torch.save(DistillEnhancementTask.build_model(args).state_dict(), folder / "1epoch.pth")
-    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
-    return {"teacher_config": str(folder / "config.yaml"), "teacher_model_file": str(folder / "1epoch.pth")}
+    return as_teacher(save_experiment(folder, args))
 
 
-def shipped_teacher(defaults: Dict[str, Any], kind: str, folder: Path) -> Dict[str, str]:
+def shipped_teacher(kind: str, folder: Path) -> Dict[str, str]:
     path, narrow = SHIPPED[kind]
     config = yaml.safe_load(path.read_text())
     conf = {"encoder_conf": {}, "decoder_conf": {}, **config, "separator_conf": {**config["separator_conf"], **narrow}}
     return save(
         folder,
         options(
-            defaults,
             **{
                 key: conf[key]
                 for key in conf
@@ -120,11 +101,11 @@ def sides(model: Any) -> List[Any]:
 
 
 @pytest.mark.parametrize("kind", sorted(SHIPPED))
-def test_shipped_teachers_and_taps(kind: str, defaults: Dict[str, Any], tmp_path: Path) -> None:
+def test_shipped_teachers_and_taps(kind: str, tmp_path: Path) -> None:
     distill = yaml.safe_load((CONF / "distill" / f"teacher_{kind}.yaml").read_text())
     distill["method_conf"]["middle_channels"] = 4
-    teacher = shipped_teacher(defaults, kind, tmp_path / kind)
-    model = DistillEnhancementTask.build_model(options(defaults, 256, 512, distill=distill, **teacher))
+    teacher = shipped_teacher(kind, tmp_path / kind)
+    model = DistillEnhancementTask.build_model(options(256, 512, distill=distill, **teacher))
     terms = learns(model)
     assert {"kd_inter", "kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder"} <= set(terms)
     ours, theirs, _ = sides(model)
@@ -136,22 +117,20 @@ def test_shipped_teachers_and_taps(kind: str, defaults: Dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("method", ["i2srf_tfckd", "fitnets", "spkd", "reviewkd", "semckd", "uclfwpkd", "at_kl"])
-def test_another_frame_rate(method: str, defaults: Dict[str, Any], tmp_path: Path) -> None:
-    teacher = save(tmp_path / "fine", options(defaults, hop=32, separator_conf=TEACHER))
+def test_another_frame_rate(method: str, tmp_path: Path) -> None:
+    teacher = save(tmp_path / "fine", options(hop=32, separator_conf=TEACHER))
     distill = {"method": method, "weight": 0.3}
-    learns(DistillEnhancementTask.build_model(options(defaults, distill=distill, **teacher)))
+    learns(DistillEnhancementTask.build_model(options(distill=distill, **teacher)))
 
 
 @pytest.mark.parametrize("student, taps", [(DCCRN, DCCRN_TAPS), (TASNET, TASNET_TAPS)], ids=["dccrn", "tasnet"])
 @pytest.mark.parametrize("method", ["i2srf_tfckd", "reviewkd"])
-def test_students_of_other_kinds(
-    method: str, student: Dict[str, Any], taps: Dict[str, Any], defaults: Dict[str, Any], tmp_path: Path
-) -> None:
-    teacher = save(tmp_path / "teacher", options(defaults, separator_conf=TEACHER))
+def test_students_of_other_kinds(method: str, student: Dict[str, Any], taps: Dict[str, Any], tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", options(separator_conf=TEACHER))
     distill = {"method": method, "method_conf": {**SETS, "middle_channels": 4}, "student_taps": taps, "weight": 0.1}
     # A loss on spectra says nothing about learned features.
     criterions = [{**speech_task.CRITERION, "name": "si_snr"}] if "encoder" in student else [speech_task.CRITERION]
-    args = options(defaults, distill=distill, criterions=criterions, **{**teacher, **student})
+    args = options(distill=distill, criterions=criterions, **{**teacher, **student})
     assert {"kd"} < set(learns(DistillEnhancementTask.build_model(args)))
     with pytest.raises(UserError, match="name its taps"):
         del args.distill["student_taps"]
@@ -159,17 +138,15 @@ def test_students_of_other_kinds(
 
 
 @pytest.mark.parametrize("transform", ["hop", "waveform", "same"])
-def test_spectra_are_compared_through_the_students_transform(
-    transform: str, defaults: Dict[str, Any], tmp_path: Path
-) -> None:
+def test_spectra_are_compared_through_the_students_transform(transform: str, tmp_path: Path) -> None:
     if transform == "waveform":
-        teacher = shipped_teacher(defaults, "tfgridnet", tmp_path / "teacher")
+        teacher = shipped_teacher("tfgridnet", tmp_path / "teacher")
         taps = {"decoder": ["separator.deconv"]}
     else:
-        teacher, taps = save(tmp_path / "teacher", options(defaults, hop=32 if transform == "hop" else 64)), None
+        teacher, taps = save(tmp_path / "teacher", options(hop=32 if transform == "hop" else 64)), None
     distill = {"method": [{"name": "response_spectrum"}, {"name": "response_waveform"}, {"name": "dfkd"}]}
     distill["teacher_taps"] = taps
-    model = DistillEnhancementTask.build_model(options(defaults, distill=distill, **teacher))
+    model = DistillEnhancementTask.build_model(options(distill=distill, **teacher))
     learns(model)
     ours, theirs, _ = sides(model)
     assert ours.spectrum.shape == theirs.spectrum.shape
@@ -181,25 +158,25 @@ def test_spectra_are_compared_through_the_students_transform(
         torch.testing.assert_close(theirs.spectrum, torch.stack([direct.real, direct.imag], 1), atol=1e-4, rtol=1e-4)
 
 
-def test_a_response_needs_no_taps(defaults: Dict[str, Any], tmp_path: Path) -> None:
-    teacher = save(tmp_path / "teacher", options(defaults, **TASNET))
+def test_a_response_needs_no_taps(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", options(**TASNET))
     distill = {"method": "response_waveform"}
-    learns(DistillEnhancementTask.build_model(options(defaults, distill=distill, **{**teacher, **DCCRN})))
+    learns(DistillEnhancementTask.build_model(options(distill=distill, **{**teacher, **DCCRN})))
 
 
-def test_a_student_without_spectrum_is_told(defaults: Dict[str, Any], tmp_path: Path) -> None:
-    teacher = save(tmp_path / "teacher", options(defaults))
+def test_a_student_without_spectrum_is_told(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", options())
     distill = {"method": "response_spectrum", "student_taps": TASNET_TAPS}
     with pytest.raises(UserError, match="encoder is no STFT"):
-        DistillEnhancementTask.build_model(options(defaults, distill=distill, **{**teacher, **TASNET}))
+        DistillEnhancementTask.build_model(options(distill=distill, **{**teacher, **TASNET}))
 
 
-def test_outputs_are_compared_at_the_level_of_the_recording(defaults: Dict[str, Any], tmp_path: Path) -> None:
-    model_conf = {**defaults["model_conf"], "normalize_variance": True}
-    teacher = save(tmp_path / "teacher", options(defaults, model_conf=model_conf))
+def test_outputs_are_compared_at_the_level_of_the_recording(tmp_path: Path) -> None:
+    model_conf = {**options().model_conf, "normalize_variance": True}
+    teacher = save(tmp_path / "teacher", options(model_conf=model_conf))
     distill = {"method": [{"name": "dispatch"}, {"name": "response_spectrum"}]}
     torch.manual_seed(1)  # the teacher's weights
-    model = DistillEnhancementTask.build_model(options(defaults, model_conf=model_conf, distill=distill, **teacher))
+    model = DistillEnhancementTask.build_model(options(model_conf=model_conf, distill=distill, **teacher))
     mixture = batch()["speech_mix"]
     level = mixture.std(1, keepdim=True)
     with torch.no_grad():

@@ -7,34 +7,11 @@ from typing import Any, Dict
 import pytest
 import torch
 import yaml
+from small_models import options
 
 from i2srf_kd.espnet import task
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.system.errors import UserError
-
-STFT_CONF = {"n_fft": 128, "hop_length": 64}
-
-
-@pytest.fixture(scope="module")
-def defaults() -> Dict[str, Any]:
-    return DistillEnhancementTask.get_default_config()
-
-
-@pytest.fixture()
-def options(defaults: Dict[str, Any]) -> Any:
-    def build(**changes: Any) -> argparse.Namespace:
-        base = {
-            "encoder": "stft",
-            "encoder_conf": STFT_CONF,
-            "decoder": "stft",
-            "decoder_conf": STFT_CONF,
-            "separator": "dpdcrn",
-            "separator_conf": {"channels": 8, "heads": 2},
-            "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {}}],
-        }
-        return argparse.Namespace(**{**defaults, **base, **changes})
-
-    return build
 
 
 @pytest.mark.parametrize(
@@ -46,7 +23,7 @@ def options(defaults: Dict[str, Any]) -> Any:
         ({"separator": "tcn_nomask"}, "tcn_nomask"),
     ],
 )
-def test_models_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+def test_models_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         DistillEnhancementTask.build_model(options(**changes))
 
@@ -62,13 +39,13 @@ def test_models_that_cannot_be_built_are_named(changes: Dict[str, Any], word: st
         ),
     ],
 )
-def test_optimisers_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+def test_optimisers_that_cannot_be_built_are_named(changes: Dict[str, Any], word: str) -> None:
     args = options(**changes)
     with pytest.raises(UserError, match=word):
         DistillEnhancementTask.build_optimizers(args, torch.nn.Linear(2, 2))
 
 
-def test_init_is_carried_out(options: Any) -> None:
+def test_init_is_carried_out() -> None:
     torch.manual_seed(0)
     plain = DistillEnhancementTask.build_model(options())
     torch.manual_seed(0)
@@ -77,7 +54,7 @@ def test_init_is_carried_out(options: Any) -> None:
     assert not torch.equal(plain.state_dict()[name], other.state_dict()[name])
 
 
-def test_initial_weights_must_cover_the_model(options: Any, tmp_path: Path) -> None:
+def test_initial_weights_must_cover_the_model(tmp_path: Path) -> None:
     state = DistillEnhancementTask.build_model(options()).state_dict()
     torch.save(state, tmp_path / "all.pth")
     torch.save(dict(list(state.items())[:3]), tmp_path / "few.pth")
@@ -86,7 +63,7 @@ def test_initial_weights_must_cover_the_model(options: Any, tmp_path: Path) -> N
         DistillEnhancementTask.build_model(options(init_param=[str(tmp_path / "few.pth")]))
 
 
-def test_a_gpu_in_the_configuration_and_absent_is_named(options: Any) -> None:
+def test_a_gpu_in_the_configuration_and_absent_is_named() -> None:
     if torch.cuda.device_count() > 6:
         pytest.skip("this machine has more GPUs than are asked for")
     with pytest.raises(UserError, match="--ngpu 7 but this machine shows"):
@@ -100,12 +77,12 @@ def test_a_gpu_in_the_configuration_and_absent_is_named(options: Any) -> None:
         ({"distill": {"method": "i2srf_tfckd", "weight": "much"}}, "weight must be a number"),
     ],
 )
-def test_contradicting_distillation_options_are_named(changes: Dict[str, Any], word: str, options: Any) -> None:
+def test_contradicting_distillation_options_are_named(changes: Dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         DistillEnhancementTask.resolve_distillation(options(**changes))
 
 
-def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: Any, **__: Any) -> None:
         raise torch.multiprocessing.ProcessExitedException("gone", error_index=0, error_pid=1, exit_code=75)
 
@@ -115,7 +92,7 @@ def test_exit_codes_of_the_processes_of_each_gpu_reach_the_shell(monkeypatch: py
     assert stop.value.code == 75
 
 
-def test_distill_file_that_is_no_mapping_is_named(options: Any, tmp_path: Path) -> None:
+def test_distill_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:
     path = tmp_path / "kd.yaml"
     for text, word in (("[1, 2]", "must hold options"), ("a: [", "no valid YAML")):
         path.write_text(text)
@@ -133,7 +110,7 @@ def test_a_configuration_that_is_no_yaml_is_named(tmp_path: Path) -> None:
         DistillEnhancementTask.main(cmd=["--config", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path)])
 
 
-def test_hours_of_audio_set_epochs_and_schedule(options: Any) -> None:
+def test_hours_of_audio_set_epochs_and_schedule() -> None:
     given = {"chunk_length": "32000", "batch_size": 4, "num_iters_per_epoch": 100, "scheduler": "onecyclelr"}
     args = options(**given, scheduler_conf={"max_lr": 0.01, "total_steps": 7}, train_hours=6.2, accum_grad=2)
     task.plan_hours(args)

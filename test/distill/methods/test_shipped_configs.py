@@ -1,14 +1,14 @@
 """Every shipped configuration in the real training model: it learns, spares the teacher, and leaves no trace."""
 
-import argparse
 import copy
 from pathlib import Path
-from typing import Any, Dict
+from typing import Dict
 
 import pytest
 import torch
 import yaml
 from places import CONF
+from small_models import as_teacher, options, save_experiment
 
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
@@ -17,46 +17,20 @@ from i2srf_kd.system.errors import UserError
 CONFIGS = CONF / "distill"
 # Those that tap a teacher of another kind have a test of their own.
 FOR_DPDCRN = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("teacher_")]
-STFT_CONF = {"n_fft": 128, "hop_length": 64}
 CLIPS, SAMPLES = 3, 1600
 NARROW = {"middle_channels": 4, "embedding_size": 4}
 
 
 @pytest.fixture(scope="module")
-def defaults() -> Dict[str, Any]:
-    return DistillEnhancementTask.get_default_config()
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
+    args = options(separator_conf={"channels": 16, "blocks": 2})
+    return as_teacher(save_experiment(tmp_path_factory.mktemp("teacher"), args))
 
 
-def options(defaults: Dict[str, Any], channels: int, blocks: int, **changes: Any) -> argparse.Namespace:
-    network = {
-        "encoder": "stft",
-        "encoder_conf": STFT_CONF,
-        "decoder": "stft",
-        "decoder_conf": STFT_CONF,
-        "separator": "dpdcrn",
-        "separator_conf": {"channels": channels, "blocks": blocks},
-        "criterions": [{"name": "compressed_spectrum", "wrapper": "fixed_order", "wrapper_conf": {"weight": 1.0}}],
-        "init": None,
-    }
-    return argparse.Namespace(**{**copy.deepcopy(defaults), **network, **changes})
-
-
-@pytest.fixture(scope="module")
-def teacher(defaults: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
-    folder = tmp_path_factory.mktemp("teacher")
-    args = options(defaults, channels=16, blocks=2)
-    torch.manual_seed(1)
-    torch.save(DistillEnhancementTask.build_model(args).state_dict(), folder / "1epoch.pth")
-    (folder / "config.yaml").write_text(yaml.safe_dump({**vars(args), "required": []}))
-    return {"teacher_config": str(folder / "config.yaml"), "teacher_model_file": str(folder / "1epoch.pth")}
-
-
-def test_the_published_form_names_the_batches_that_it_takes(defaults: Dict[str, Any], teacher: Dict[str, str]) -> None:
+def test_the_published_form_names_the_batches_that_it_takes(teacher: Dict[str, str]) -> None:
     distill = yaml.safe_load((CONFIGS / "i2rf_tfckd_published.yaml").read_text())
     with pytest.raises(UserError, match="batches of 8 clips of 126 frames, the training has 3 of 26"):
-        DistillEnhancementTask.build_model(
-            options(defaults, 8, 1, distill=distill, batch_size=CLIPS, chunk_length=SAMPLES, **teacher)
-        )
+        DistillEnhancementTask.build_model(options(distill=distill, batch_size=CLIPS, chunk_length=SAMPLES, **teacher))
 
 
 def batch(clips: int = CLIPS, samples: int = SAMPLES) -> Dict[str, torch.Tensor]:
@@ -71,16 +45,16 @@ def batch(clips: int = CLIPS, samples: int = SAMPLES) -> Dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("config", FOR_DPDCRN, ids=lambda path: path.stem)
-def test_a_few_steps(config: Path, defaults: Dict[str, Any], teacher: Dict[str, str]) -> None:
+def test_a_few_steps(config: Path, teacher: Dict[str, str]) -> None:
     distill = yaml.safe_load(config.read_text())
     conf = distill.get("method_conf") or {}
     distill["method_conf"] = {**conf, **{option: NARROW[option] for option in NARROW if option in conf}}
     distill.pop("kd_only_steps", None)
     if (conf.get("calibration") or {}).get("embedding") == "fixed":
-        distill["method_conf"]["calibration"].update(batch_size=CLIPS, frames=SAMPLES // STFT_CONF["hop_length"] + 1)
+        distill["method_conf"]["calibration"].update(batch_size=CLIPS, frames=SAMPLES // 64 + 1)
     torch.manual_seed(0)
     sizes = {"batch_size": CLIPS, "chunk_length": SAMPLES}
-    model = DistillEnhancementTask.build_model(options(defaults, 8, 1, distill=distill, **sizes, **teacher)).train()
+    model = DistillEnhancementTask.build_model(options(distill=distill, **sizes, **teacher)).train()
     before = copy.deepcopy(model.teacher.model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
@@ -96,6 +70,6 @@ def test_a_few_steps(config: Path, defaults: Dict[str, Any], teacher: Dict[str, 
     for name, value in model.teacher.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     # Without the distillation's own keys, nothing is left but the undistilled student.
-    plain = DistillEnhancementTask.build_model(options(defaults, 8, 1)).state_dict()
+    plain = DistillEnhancementTask.build_model(options()).state_dict()
     kept = {k for k in model.state_dict() if not k.startswith(TRAINING_ONLY_PREFIX)}
     assert kept == set(plain)
