@@ -15,7 +15,7 @@ from typing import Optional, Sequence
 from i2srf_kd.results.drawing import save_png
 from i2srf_kd.results.figures import all_pictures
 from i2srf_kd.results.media import AUDIO_FORMATS
-from i2srf_kd.results.page import Options, render
+from i2srf_kd.results.page import render
 from i2srf_kd.results.study import read_study
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.files import write_text
@@ -31,7 +31,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_examples", type=int, default=3, help="utterances to look at and listen to")
     parser.add_argument("--show", nargs="+", default=[], metavar="SYSTEM", help="systems to listen to")
     parser.add_argument("--audio_format", choices=sorted(AUDIO_FORMATS), default="mp3", help="flac is lossless")
-    parser.add_argument("--max_seconds", type=float, default=10.0, help="cut longer examples to this length")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also write every figure there, as PNG")
     return parser
 
@@ -39,13 +38,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    if args.num_examples < 0 or args.max_seconds <= 0:
-        raise UserError("--num_examples must not be negative, and --max_seconds must be above 0")
+    if args.num_examples < 0:
+        raise UserError(f"--num_examples {args.num_examples}: must not be negative")
     if args.out.is_dir():
         raise UserError(f"--out {args.out} is a folder: give the name of an HTML file")
     study = read_study(args.paths, args.test_set, args.title)
-    page = render(study, Options(args.num_examples, args.show, args.audio_format, args.max_seconds))
-    write_text(args.out, page)
+    write_text(args.out, render(study, args.num_examples, args.show, args.audio_format))
     if args.pictures is not None:
         for picture in all_pictures(study):
             save_png(picture.figure, args.pictures / f"{picture.name}.png")

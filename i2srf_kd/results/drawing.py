@@ -116,12 +116,7 @@ def curves_figure(panels: Sequence[Panel], names: Sequence[str], places: str = "
         panels: the diagrams.
         names: every system that may occur, in an order that decides on the colours.
         places: label of the horizontal axis.
-
-    Raises:
-        ValueError: no panel.
     """
-    if not panels:
-        raise ValueError("no panel to draw")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     styles = line_styles(names)
@@ -173,12 +168,7 @@ def terms_figure(terms: Mapping[str, Curve], unit: str = "loss") -> Any:
     Args:
         terms: name to a curve, weighted as it enters the loss. Places that not all of them have are left out.
         unit: label of the vertical axes.
-
-    Raises:
-        ValueError: no term.
     """
-    if not terms:
-        raise ValueError("no term to draw")
     epochs = sorted(set.intersection(*(set(curve) for curve in terms.values())))
     values = np.array([[curve[epoch] for epoch in epochs] for curve in terms.values()])
     styles = line_styles(list(terms))
@@ -225,13 +215,7 @@ def calibration_figure(maps: Sequence[CalibrationMap], places: Sequence[float], 
     One diagram per set (rows) and stream (columns); in it one line of cells per pair of layers. Colours tell how far
     a weight has gone from an equal share towards none or all, on one scale for the whole figure; the number at the
     right is the last weight.
-
-    Raises:
-        ValueError: nothing to draw.
     """
-    maps = [entry for entry in maps if entry.weights.shape[2] > 1]  # a single teacher layer always has weight 1
-    if not maps:
-        raise ValueError("no calibration weights to draw")
     titles = list(dict.fromkeys(entry.title for entry in maps))
     streams = list(dict.fromkeys(entry.stream for entry in maps))
     pairs = {title: max(m.weights[0].size for m in maps if m.title == title) for title in titles}
@@ -306,13 +290,7 @@ def _edges(places: Sequence[float]) -> np.ndarray:
 
 
 def forest_figure(estimates: Sequence[Estimate], unit: str) -> Any:
-    """Differences with their intervals, one line per system; dots are seeds, the vertical line is no difference.
-
-    Raises:
-        ValueError: nothing to draw.
-    """
-    if not estimates:
-        raise ValueError("no estimate to draw")
+    """Differences with their intervals, one line per system; dots are seeds, the vertical line is no difference."""
     with _style():
         figure, axes = new_figure(1, 1, (7.4, 1.0 + 0.38 * len(estimates)))
         axis = axes[0, 0]

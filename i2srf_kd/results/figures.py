@@ -1,6 +1,6 @@
 """The figures of a report: what the logs of a study's trainings say."""
 
-from functools import partial
+from operator import methodcaller
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from i2srf_kd.results.model import Run, System, common_seeds
 from i2srf_kd.results.study import Study
 
 _STREAMS = ("time", "frequency", "clips")
-_Value = Callable[[Mapping[str, Any]], Optional[float]]
+_Value = Callable[[Mapping[str, Any]], Optional[float]]  # of a line of diagnostics.jsonl
 _WEIGHTS = "_weights"
 _CHARACTERISTICS = ("level", "snr", "voicing")
 
@@ -160,11 +160,17 @@ def gradient_share(study: Study) -> Optional[Picture]:
         task, kd = line.get("grad_norm_task"), line.get("grad_norm_kd")
         return 100 * kd / (task + kd) if task is not None and kd is not None and task + kd > 0 else None
 
+    cosine, norm = methodcaller("get", "grad_cosine"), methodcaller("get", "grad_norm_task")
     panels = []
     kinds: Sequence[Tuple[str, str, _Value, Optional[Tuple[float, str]]]] = (
         ("share of the distillation in the gradient", "‖KD‖ / (‖task‖ + ‖KD‖) [%]", share, (50.0, "as much as task")),
-        ("agreement with the task", "cosine of both gradients", partial(_entry, "grad_cosine"), (0.0, "unrelated")),
-        ("norm of the task's gradient", "‖task‖", partial(_entry, "grad_norm_task"), None),
+        (
+            "agreement with the task",
+            "cosine of both gradients",
+            lambda line: line.get("grad_cosine"),
+            (0.0, "unrelated"),
+        ),
+        ("norm of the task's gradient", "‖task‖", lambda line: line.get("grad_norm_task"), None),
     )
     for title, unit, value, level in kinds:
         curves = {system.name: _diagnostic_curves(system, value) for system in study.cells}
@@ -179,10 +185,6 @@ def gradient_share(study: Study) -> Optional[Picture]:
     # Colours as in the learning curves, where the systems come in the same order.
     order = [system.name for system in study.systems if system.trained]
     return Picture("gradient_share", "Share in the gradient", text, curves_figure(panels, order, "training step"))
-
-
-def _entry(name: str, line: Mapping[str, Any]) -> Optional[float]:
-    return line.get(name)
 
 
 def _diagnostic_curves(system: System, value: _Value) -> List[Curve]:
@@ -207,6 +209,7 @@ def calibration(study: Study) -> List[Picture]:
     for system in study.cells:
         runs = [run for run in system.trained if run.diagnostics]
         steps = _shared_steps(runs)
+        # A single teacher layer always has weight 1.
         maps = [entry for entry in _maps(runs, steps) if entry.weights.shape[2] > 1]
         if maps:
             text = (
@@ -217,7 +220,7 @@ def calibration(study: Study) -> List[Picture]:
             figure = calibration_figure(maps, steps)
             title = f"Calibration weights of {system.name}"
             pictures.append(Picture(f"calibration_{system.name}", title, text, figure))
-        pictures += [picture for picture in _calibration_curves(system.name, runs) if picture is not None]
+        pictures += _calibration_curves(system.name, runs)
     return pictures
 
 
@@ -256,7 +259,7 @@ def _layer_names(run: Run, title: str, shape: Sequence[int]) -> Tuple[List[str],
     return [f"S{i + 1}" for i in range(shape[0])], [f"T{j + 1}" for j in range(shape[1])]
 
 
-def _calibration_curves(name: str, runs: Sequence[Run]) -> List[Optional[Picture]]:
+def _calibration_curves(name: str, runs: Sequence[Run]) -> List[Picture]:
     """What the weights of a student do over the training, as far as it is recorded."""
     over_seeds = _over_seeds(runs)
     by_frame = {like: f"{_WEIGHTS}_by_{like}" for like in _CHARACTERISTICS}
@@ -293,16 +296,13 @@ def _calibration_curves(name: str, runs: Sequence[Run]) -> List[Optional[Picture
             _stream_panels(runs, "_uniform", "loss", float),
         ),
     ]
-    return [
-        _curves_picture(f"{kind}_{name}", f"{title} of {name}", text, panels) for kind, title, text, panels in kinds
-    ]
-
-
-def _curves_picture(name: str, title: str, text: str, panels: Sequence[Panel]) -> Optional[Picture]:
-    if not panels:
-        return None
-    curves = list(dict.fromkeys(curve for panel in panels for curve in panel.curves))
-    return Picture(name, title, text, curves_figure(list(panels), curves, "training step"))
+    pictures = []
+    for kind, title, text, panels in kinds:
+        if panels:
+            curves = list(dict.fromkeys(curve for panel in panels for curve in panel.curves))
+            figure = curves_figure(panels, curves, "training step")
+            pictures.append(Picture(f"{kind}_{name}", f"{title} of {name}", text, figure))
+    return pictures
 
 
 def _stream_panels(

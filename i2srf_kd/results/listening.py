@@ -19,6 +19,7 @@ from i2srf_kd.system.files import remove_temporaries
 from i2srf_kd.system.progress import progress
 
 REFERENCE = "clean"
+MAX_SECONDS = 10.0
 
 
 class Clip(NamedTuple):
@@ -116,17 +117,14 @@ def spread(names: Sequence[str], count: int) -> List[str]:
     return [names[place] for place in places]
 
 
-def make_examples(
-    study: Study, shown: Sequence[System], count: int, kind: str = "mp3", max_seconds: float = 10.0
-) -> List[Example]:
-    """Read, draw and encode the examples; none where the set's audio is not at hand.
+def make_examples(study: Study, shown: Sequence[System], count: int, kind: str) -> List[Example]:
+    """Read, draw and encode the first :data:`MAX_SECONDS` of examples; none where the set's audio is not at hand.
 
     Args:
         study: with tables of mixtures and references.
         shown: systems, of each the first seed that has audio.
         count: number of utterances.
         kind: audio format, see :data:`~i2srf_kd.results.media.AUDIO_FORMATS`.
-        max_seconds: longer utterances are cut.
     """
     mixtures, references = read_audio_paths(study.mixture_scp), read_audio_paths(study.reference_scp)
     if not (mixtures and references and count > 0):
@@ -139,13 +137,13 @@ def make_examples(
             wave, fs = read_audio(path)
             waves[name] = wave if wave.ndim == 1 else wave[:, 0]
         seconds = len(waves[MIXTURE]) / fs
-        waves = {name: wave[: round(max_seconds * fs)] for name, wave in waves.items()}
+        waves = {name: wave[: round(MAX_SECONDS * fs)] for name, wave in waves.items()}
         top = common_top(tuple(waves.values()), fs)
         clips = []
         for name, wave in waves.items():
             picture, sound = spectrogram_png(wave, fs, top), encode_audio(wave, fs, kind)
             clips.append(Clip(name, _role(study, name), _scores(study, name, utt), picture, sound))
-        examples.append(Example(utt, why, seconds, clips, seconds > max_seconds))
+        examples.append(Example(utt, why, seconds, clips, seconds > MAX_SECONDS))
     return examples
 
 

@@ -3,8 +3,7 @@
 import math
 import re
 from datetime import datetime, timezone
-from functools import partial
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from i2srf_kd.metrics.table import MAIN, metric_named
 from i2srf_kd.results.drawing import to_svg
@@ -16,15 +15,13 @@ from i2srf_kd.results.figures import (
     learning_curves,
     loss_terms,
 )
-from i2srf_kd.results.listening import make_examples, systems_to_show
+from i2srf_kd.results.listening import MAX_SECONDS, make_examples, systems_to_show
 from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
 from i2srf_kd.results.model import Run, System
 from i2srf_kd.results.study import Study
 from i2srf_kd.results.table import cell_text
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.provenance import scoring_record
-
-TEMPLATE = "report.html.j2"
 
 
 class Cell(NamedTuple):
@@ -46,29 +43,18 @@ class Table(NamedTuple):
     about: str = ""
 
 
-class Options(NamedTuple):
-    """What a page holds.
-
-    Attributes:
-        examples: number of utterances to listen to.
-        show: systems to listen to; by default teacher, baseline and the best distilled one.
-        audio_format: see :data:`~i2srf_kd.results.media.AUDIO_FORMATS`.
-        max_seconds: longer examples are cut.
-    """
-
-    examples: int = 3
-    show: Sequence[str] = ()
-    audio_format: str = "mp3"
-    max_seconds: float = 10.0
-
-
-def render(study: Study, options: Optional[Options] = None) -> str:
+def render(study: Study, num_examples: int, show: Sequence[str], audio_format: str) -> str:
     """The page.
+
+    Args:
+        study: what it is about.
+        num_examples: number of utterances to listen to.
+        show: systems to listen to; where empty: teacher, baseline and the best distilled one.
+        audio_format: see :data:`~i2srf_kd.results.media.AUDIO_FORMATS`.
 
     Raises:
         UserError: a system that shall be heard has no audio, or jinja2 is not installed.
     """
-    options = options or Options()
     try:
         import jinja2
         from markupsafe import Markup
@@ -78,24 +64,25 @@ def render(study: Study, options: Optional[Options] = None) -> str:
     pages = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    pages.filters["svg"] = lambda picture: Markup(_svg(picture))
+    pages.filters["svg"] = lambda picture: Markup(
+        to_svg(picture.figure, f"{picture.title}. {picture.text}", slug(picture.name))
+    )
     pages.filters["slug"] = slug
-    shown = systems_to_show(study, options.show)
-    examples = make_examples(study, shown, options.examples, options.audio_format, options.max_seconds)
-    page = pages.get_template(TEMPLATE).render(
+    shown = systems_to_show(study, show)
+    page = pages.get_template("report.html.j2").render(
         study=study,
         summary=summary(study),
         facts=facts(study),
         scores=score_table(study),
         differences=difference_tables(study),
-        forests=_present(partial(forest, study, metric) for metric in MAIN),
-        curves=_present([partial(learning_curves, study)]),
-        gradients=_present([partial(gradient_share, study)]),
+        forests=_present(forest(study, metric) for metric in MAIN),
+        curves=_present([learning_curves(study)]),
+        gradients=_present([gradient_share(study)]),
         terms=loss_terms(study),
         calibrations=calibration(study),
-        examples=examples,
-        max_seconds=options.max_seconds,
-        lossy=options.audio_format != "flac",
+        examples=make_examples(study, shown, num_examples, audio_format),
+        max_seconds=MAX_SECONDS,
+        lossy=audio_format != "flac",
         utterances=utterance_tables(study),
         trainings=training_table(study),
         commands=commands(study),
@@ -106,17 +93,13 @@ def render(study: Study, options: Optional[Options] = None) -> str:
     return _with_size(page)
 
 
-def _present(makers: Any) -> List[Picture]:
-    return [picture for picture in (make() for make in makers) if picture is not None]
+def _present(pictures: Iterable[Optional[Picture]]) -> List[Picture]:
+    return [picture for picture in pictures if picture is not None]
 
 
 def slug(text: str) -> str:
     """A name that can be part of an id; different names give different ones."""
     return re.sub(r"[^A-Za-z0-9]", lambda sign: f"-{ord(sign[0]):x}-", text)
-
-
-def _svg(picture: Picture) -> str:
-    return to_svg(picture.figure, f"{picture.title}. {picture.text}", slug(picture.name))
 
 
 def _with_size(page: str) -> str:

@@ -29,15 +29,7 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
         waveforms: title to waveform ``(samples,)`` in [-1, 1].
         fs: sampling rate in Hz.
         path: picture to write; its suffix chooses the format.
-
-    Raises:
-        ValueError: no waveform, or one with several channels.
     """
-    if not waveforms:
-        raise ValueError("no waveform to draw")
-    for title, waveform in waveforms.items():
-        if np.ndim(waveform) != 1:
-            raise ValueError(f"{title}: shape {np.shape(waveform)}, expected one channel of shape (samples,)")
     spectra = {title: log_spectrogram(waveform, fs) for title, waveform in waveforms.items()}
     top = max(float(spectrum.max()) for spectrum in spectra.values())
     figure, axes = new_figure(len(spectra), 1, (9.0, 2.2 * len(spectra) + 0.6))

@@ -39,13 +39,10 @@ def build(
         commands: commands that lead to these results.
 
     Raises:
-        UserError: systems that cannot be compared or are not known.
+        UserError: systems that cannot be compared.
     """
     ordered = order_systems(systems)
     by_name = {system.name: system for system in ordered}
-    for name in (name for pair in comparisons for name in pair):
-        if name not in by_name:
-            raise UserError(f"{name} is not among the systems {', '.join(by_name)}")
     return {
         "title": title,
         "environment": scoring_record(),

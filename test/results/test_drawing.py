@@ -61,16 +61,6 @@ def test_forest_has_a_line_per_system():
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first one on top
 
 
-def test_nothing_to_draw_is_said():
-    for draw in (
-        drawing.terms_figure,
-        lambda _: drawing.forest_figure([], ""),
-        lambda _: drawing.calibration_figure([], []),
-    ):
-        with pytest.raises(ValueError, match="to draw"):
-            draw({})
-
-
 def test_svg_is_well_formed_takes_the_page_colours_and_shares_no_id(tmp_path: Path):
     def figure():
         return drawing.forest_figure([drawing.Estimate("a <b>", 0.2, 0.1, 0.3)], "Δ")

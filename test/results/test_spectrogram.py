@@ -37,13 +37,6 @@ def test_grid_has_one_row_per_waveform(tmp_path):
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["3.png"]
 
 
-def test_grid_refuses_several_channels(tmp_path):
-    with pytest.raises(ValueError, match=r"stereo: shape \(2, 9\)"):
-        spectrogram_grid({"stereo": np.zeros((2, 9))}, 16000, tmp_path / "x.png")
-    with pytest.raises(ValueError, match="no waveform"):
-        spectrogram_grid({}, 16000, tmp_path / "x.png")
-
-
 def test_unfinished_last_line_is_left_out(tmp_path):
     log = _log(tmp_path / "l.jsonl", [{"epoch": 1, "phase": "train", "loss": 3.0}])
     log.write_text(log.read_text() + '{"epoch": 2, "pha')
