@@ -160,17 +160,16 @@ def gradient_share(study: Study) -> Optional[Picture]:
         task, kd = line.get("grad_norm_task"), line.get("grad_norm_kd")
         return 100 * kd / (task + kd) if task is not None and kd is not None and task + kd > 0 else None
 
-    cosine, norm = methodcaller("get", "grad_cosine"), methodcaller("get", "grad_norm_task")
     panels = []
     kinds: Sequence[Tuple[str, str, _Value, Optional[Tuple[float, str]]]] = (
         ("share of the distillation in the gradient", "‖KD‖ / (‖task‖ + ‖KD‖) [%]", share, (50.0, "as much as task")),
         (
             "agreement with the task",
             "cosine of both gradients",
-            lambda line: line.get("grad_cosine"),
+            methodcaller("get", "grad_cosine"),
             (0.0, "unrelated"),
         ),
-        ("norm of the task's gradient", "‖task‖", lambda line: line.get("grad_norm_task"), None),
+        ("norm of the task's gradient", "‖task‖", methodcaller("get", "grad_norm_task"), None),
     )
     for title, unit, value, level in kinds:
         curves = {system.name: _diagnostic_curves(system, value) for system in study.cells}
