@@ -16,17 +16,17 @@ from collections import deque
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Deque, Dict, List, Optional
+from typing import Deque, List, Optional
 
 from i2srf_kd.jobs.array import JobArray, JobResult, quote
 from i2srf_kd.jobs.messages import Report, footer, header, last_lines, say
 from i2srf_kd.jobs.ranks import step_command
 from i2srf_kd.system.errors import FULL, UserError, disk_full
 from i2srf_kd.system.processes import FORWARDED, end_with_parent
+from i2srf_kd.system.signals import SLURM_SECONDS, handled
 
 _POLL_SECONDS = 0.02
 _LEFTOVER_SECONDS = 5.0  # between SIGTERM and SIGKILL for what an element left behind
-_SLURM_SECONDS = 5.0
 
 
 def run(array: JobArray) -> List[JobResult]:
@@ -125,13 +125,6 @@ class _Element:
         else:
             self.process.send_signal(number)
 
-    def last_lines(self) -> List[str]:
-        """End of the command's own output."""
-        return last_lines(self.log)
-
-    def result(self) -> JobResult:
-        return JobResult(self.index, self.code, self.seconds, self.log)
-
     def _finish(self, code: int) -> None:
         self.code = code
         self.seconds = time.monotonic() - self.start
@@ -185,25 +178,22 @@ class _LocalRun:
             self.slots = min(self.slots, len(self.gpus) // need)
 
     def run(self) -> List[JobResult]:
-        previous: Dict[int, object] = {number: signal.signal(number, self._receive) for number in FORWARDED}
-        try:
-            while self.running or self.waiting:
-                self._forward_signals()
-                self._start_waiting()
-                self._follow()
-                ended = [element for element in self.running if element.poll()]
-                for element in ended:
-                    self._ended(element)
-                if not ended:
-                    self.report.heartbeat()
-                    time.sleep(_POLL_SECONDS)
-        except BaseException:  # nothing may outlive the runner, whatever went wrong in it
-            for element in self.running:
-                element.signal(signal.SIGKILL)
-            raise
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)  # type: ignore[arg-type]
+        with handled(FORWARDED, self._receive):
+            try:
+                while self.running or self.waiting:
+                    self._forward_signals()
+                    self._start_waiting()
+                    self._follow()
+                    ended = [element for element in self.running if element.poll()]
+                    for element in ended:
+                        self._ended(element)
+                    if not ended:
+                        self.report.heartbeat()
+                        time.sleep(_POLL_SECONDS)
+            except BaseException:  # nothing may outlive the runner, whatever went wrong in it
+                for element in self.running:
+                    element.signal(signal.SIGKILL)
+                raise
         return self.report.results
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
@@ -211,7 +201,7 @@ class _LocalRun:
             return
         if "SLURM_JOB_ID" in os.environ:
             # Slurm signals all processes of a job, and those above this one pass the signal on: it is one request.
-            self.ignore_until = time.monotonic() + _SLURM_SECONDS
+            self.ignore_until = time.monotonic() + SLURM_SECONDS
         self.received += 1
         self.last_signal = number
 
@@ -243,7 +233,8 @@ class _LocalRun:
         self.running.remove(element)
         self.gpus.extend(element.gpus)
         failures = self.report.failures
-        self.report.ended(element.result(), element.last_lines())
+        result = JobResult(element.index, element.code, element.seconds, element.log)
+        self.report.ended(result, last_lines(element.log))
         if self.array.fail_fast and failures == 0 < self.report.failures:
             self._drop_waiting(None)
             for other in self.running:

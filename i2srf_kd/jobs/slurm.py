@@ -26,7 +26,7 @@ from i2srf_kd.jobs.slurm_job import STOP, code_file, write_job
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
 from i2srf_kd.system.processes import FORWARDED
-from i2srf_kd.system.signals import EXIT_INTERRUPTED
+from i2srf_kd.system.signals import EXIT_INTERRUPTED, handled
 
 _TICK_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.5
@@ -282,24 +282,21 @@ class _SlurmRun:
         self.away_since: Optional[float] = None
 
     def run(self) -> List[JobResult]:
-        previous = {number: signal.signal(number, self._receive) for number in FORWARDED}
-        try:
-            self.submit()
-            while self.open:
-                self._handle_signals()
-                if self.follower:
-                    self.follower.show()
-                if time.monotonic() >= self.next_poll:
-                    self._poll()
-                    self._collect()
-                time.sleep(_TICK_SECONDS)
-        except BaseException:
-            if self.job and self.open:
-                self._try("scancel", self.job)
-            raise
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with handled(FORWARDED, self._receive):
+            try:
+                self.submit()
+                while self.open:
+                    self._handle_signals()
+                    if self.follower:
+                        self.follower.show()
+                    if time.monotonic() >= self.next_poll:
+                        self._poll()
+                        self._collect()
+                    time.sleep(_TICK_SECONDS)
+            except BaseException:
+                if self.job and self.open:
+                    self._try("scancel", self.job)
+                raise
         return self.report.results
 
     def submit(self) -> str:
@@ -368,12 +365,9 @@ class _SlurmRun:
                 self._try("scancel", self.job)
             else:
                 say(f"{self.array.name}: leaving; look for Slurm job {self.job} with squeue")
-                self._give_up(128 + number)
+                while self.open:
+                    self.report.not_started(self.open.pop(), 128 + number)
             self.next_poll, self.interval = 0.0, _FIRST_POLL_SECONDS
-
-    def _give_up(self, code: int) -> None:
-        while self.open:
-            self.report.not_started(self.open.pop(), code)
 
     def _try(self, *command: str) -> None:
         try:

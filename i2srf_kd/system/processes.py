@@ -9,6 +9,7 @@ from types import FrameType
 from typing import IO, Any, Callable, List, Mapping, Optional, Sequence
 
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.signals import handled
 
 #: Signals that are passed on to programs.
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -62,24 +63,21 @@ def call(
         if child is not None and child.returncode is None:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in FORWARDED}
-    try:
-        child = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,  # or Ctrl-C would reach it twice
-            preexec_fn=end_with_parent(),
-        )
-        for number in list(received):  # while it was being started
-            child.send_signal(number)
-        code = child.wait()
-    except OSError as error:
-        raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(FORWARDED, pass_on):
+        try:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,  # or Ctrl-C would reach it twice
+                preexec_fn=end_with_parent(),
+            )
+            for number in list(received):  # while it was being started
+                child.send_signal(number)
+            code = child.wait()
+        except OSError as error:
+            raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
     return code if code >= 0 else 128 - code

@@ -21,7 +21,7 @@ from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import sha256_of
 from i2srf_kd.system.processes import FORWARDED, call
 from i2srf_kd.system.progress import progress
-from i2srf_kd.system.signals import EXIT_INTERRUPTED
+from i2srf_kd.system.signals import EXIT_INTERRUPTED, handled
 
 #: Names the folder of the copies that a program is to read.
 VARIABLE = "I2SRF_SCRATCH_COPY"
@@ -161,9 +161,5 @@ def _stoppable() -> Iterator[List[int]]:
         if len(received) == 1:
             raise _Stopped(number)
 
-    before = {number: signal.signal(number, receive) for number in FORWARDED}
-    try:
+    with handled(FORWARDED, receive):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,8 +6,8 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Type
+from types import FrameType, TracebackType
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Type
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,17 @@ class StopSignals:
 
 
 @contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, Optional[FrameType]], None]) -> Iterator[None]:
+    """Let ``handler`` have these signals inside of the context."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def passed_on(children: Callable[[], List[Any]]) -> Iterator[None]:
     """Pass SIGTERM and SIGUSR1 on to the processes that ``children()`` lists."""
 
@@ -64,9 +75,5 @@ def passed_on(children: Callable[[], List[Any]]) -> Iterator[None]:
         for child in children():
             os.kill(child.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
+    with handled(STOP_SIGNALS, pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
