@@ -32,15 +32,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rooms", type=int, default=defaults.rooms, help="rooms per set (default: %(default)s)")
     for name in ("train", "dev"):
         parser.add_argument(f"--{name}_utts", type=int, default=0, help=f"utterances of {name} (default: all speech)")
-    parser.add_argument("--dev_speakers", nargs="+", default=(), help="held out for dev (default: drawn)")
-    for name, kind, what in (
-        ("rt60", float, "reverberation times in s"),
-        ("snr", float, "signal-to-noise ratios at W of A in dB"),
-        ("noises", int, "numbers of noise sources"),
-    ):
+    for name, what in (("rt60", "reverberation times in s"), ("snr", "signal-to-noise ratios at W of A in dB")):
         low, high = getattr(defaults, name)
         parser.add_argument(
-            f"--{name}", type=kind, nargs=2, default=(low, high), metavar=("LOW", "HIGH"),
+            f"--{name}", type=float, nargs=2, default=(low, high), metavar=("LOW", "HIGH"),
             help=f"{what} (default: {low} {high})",
         )  # fmt: skip
     parser.add_argument("--nj", type=int, default=1, help="processes (default: %(default)s)")

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # to be raised when the same options give other audio
 SETS = ("train", "dev")  # as folders of the sources
 _AUDIO = (".wav", ".flac", ".ogg")
+_NOISES = (1, 2)  # the fewest and the most sources of noise of an utterance
 _DEV_SPEAKERS, _DEV_NOISES = 0.1, 0.2  # shares held out for dev where the folders do not say
 
 
@@ -45,10 +46,8 @@ class RoomOptions:
     rooms: int = 40  # per set
     train_utts: int = 0  # 0: all speech
     dev_utts: int = 0
-    dev_speakers: Tuple[str, ...] = ()  # empty: drawn
     rt60: Tuple[float, float] = (0.2, 0.5)  # s
     snr: Tuple[float, float] = (0.0, 15.0)  # dB
-    noises: Tuple[int, int] = (1, 2)  # sources of noise per utterance
 
 
 class Utterance(NamedTuple):
@@ -126,7 +125,7 @@ def _check_options(options: RoomOptions) -> None:
         raise UserError(f"--fs {options.fs}: must be 8000 or more")
     if options.rooms < 1:
         raise UserError(f"--rooms {options.rooms}: must be 1 or more")
-    for name, lowest in (("rt60", 0.0), ("noises", 0), ("snr", -100.0)):
+    for name, lowest in (("rt60", 0.0), ("snr", -100.0)):
         low, high = getattr(options, name)
         if not lowest <= low <= high:
             raise UserError(f"--{name} {low} {high}: give the least and the most, from {lowest} on")
@@ -159,8 +158,6 @@ def _split_speech(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
         first[path.stem] = path
     split = _given_split(folder)
     if split:
-        if options.dev_speakers:
-            raise UserError(f"--dev_speakers: {folder} has folders train and dev, which say who tests; leave it out")
         both = {speaker_of(path.stem) for path in split["train"]} & {speaker_of(path.stem) for path in split["dev"]}
         if both and len({speaker_of(path.stem) for path in files}) == 1:
             logger.warning("%s: all names begin with %s, so speakers of train may be heard in dev", folder, *both)
@@ -168,18 +165,17 @@ def _split_speech(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
             raise UserError(f"{folder}: speakers {' '.join(sorted(both))} are in train and in dev; move their files")
         return split
     speakers = sorted({speaker_of(path.stem) for path in files})
-    unknown = sorted(set(options.dev_speakers) - set(speakers))
-    if unknown:
-        raise UserError(f"--dev_speakers: no speakers {' '.join(unknown)} in {folder}; there are {' '.join(speakers)}")
-    held_out = set(options.dev_speakers or hold_out(speakers, _DEV_SPEAKERS, options.seed))
-    if len(held_out) == len(speakers):
+    if len(speakers) < 2:
         raise UserError(
-            f"{folder}: {len(speakers)} speaker(s) by the names of the files (what comes before the first hyphen or "
+            f"{folder}: 1 speaker by the names of the files (what comes before the first hyphen or "
             "underscore), too few to train with some and to test with others; folders train and dev in it say which "
             "files are for what"
         )
-    dev = [path for path in files if speaker_of(path.stem) in held_out]
-    return {"train": [path for path in files if path not in set(dev)], "dev": dev}
+    dev = set(hold_out(speakers, _DEV_SPEAKERS, options.seed))
+    return {
+        "train": [path for path in files if speaker_of(path.stem) not in dev],
+        "dev": [path for path in files if speaker_of(path.stem) in dev],
+    }
 
 
 def _split_noise(folder: Path, options: RoomOptions) -> Dict[str, List[Path]]:
@@ -217,8 +213,7 @@ def _record(utt: Utterance, options: RoomOptions) -> Recording:
     random = np.random.default_rng([options.seed, 1, zlib.crc32(utt.utt_id.encode())])
     room = [options.seed, 2, SETS.index(utt.name), int(random.integers(options.rooms))]
     size, rt60 = draw_room(np.random.default_rng(room), options.rt60)
-    least, most = options.noises
-    n_noises = int(random.integers(least, most + 1))
+    n_noises = int(random.integers(_NOISES[0], _NOISES[1] + 1))
     scene = draw_scene(size, rt60, random, n_noises)
     speech = between_pauses(_read_sound(utt.speech, options.fs, "speech"), options.fs, random)
     speech = speech[: int(MAX_SECONDS * options.fs)]
