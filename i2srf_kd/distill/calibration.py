@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2srf_kd.distill.matching import check_choice, check_count, check_number
 from i2srf_kd.distill.similarity import Similarity, bin_similarity, layer_similarities, resampling_matrix, symmetric_kl
+from i2srf_kd.system.config import refuse_unknown
 
 STREAMS = ("time", "frequency", "clips")
 # Names of earlier configurations: the clips' stream under the paper's name, and uniform weights.
@@ -100,25 +102,20 @@ class CalibrationOptions:
             "weighting": ("own", "other", "product"),
         }
         for name, choices in allowed.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"calibration {name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
+            check_choice(f"calibration {name}", getattr(self, name), choices)
         for stream in self.streams:
-            if stream not in STREAMS:
-                raise ValueError(f"calibration streams: no stream {stream!r}, choose among {', '.join(STREAMS)}")
+            check_choice("a stream of calibration", stream, STREAMS)
         if not self.streams:
             raise ValueError("calibration without streams has nothing to compare")
         if self.embedding == "fixed" and not (self.frames and self.batch_size):
             raise ValueError("calibration embedding='fixed' needs frames and batch_size, the only sizes it accepts")
         if self.embedding == "fixed" and "frequency" in self.streams:
             raise ValueError("calibration embedding='fixed' is the published form, which has no frequency stream")
-        if not (isinstance(self.temperature, (int, float)) and self.temperature > 0):
-            raise ValueError(f"calibration temperature must be a positive number, not {self.temperature!r}")
+        check_number("calibration temperature", self.temperature, 0.0, above=True)
         if not (isinstance(self.uniform_share, (int, float)) and 0 <= self.uniform_share <= 1):
             raise ValueError(f"calibration uniform_share must be a number from 0 to 1, not {self.uniform_share!r}")
         for name in ("time_bins", "batch_bins", "frequency_bins", "time_expansion", "batch_expansion"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"calibration {name} must be a whole number of at least 1, not {value!r}")
+            check_count(f"calibration {name}", getattr(self, name))
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "CalibrationOptions":
@@ -128,14 +125,11 @@ class CalibrationOptions:
             ValueError: for an option that does not exist, or a value that it does not take.
         """
         options = dict(given)
-        known = cls.__dataclass_fields__
-        unknown = sorted(set(options) - set(known) - set(_SWITCHES))
-        if unknown:
-            raise ValueError(f"calibration has no option {', '.join(unknown)}: it has {', '.join(known)}")
-        streams = options.get("streams", known["streams"].default)
+        off = [stream for switch, stream in _SWITCHES.items() if not options.pop(switch, True)]
+        refuse_unknown(options, list(cls.__dataclass_fields__), "calibration")
+        streams = options.get("streams", cls.streams)
         if isinstance(streams, str):
             raise ValueError(f"calibration streams must be a list such as [time, frequency], not {streams!r}")
-        off = [stream for switch, stream in _SWITCHES.items() if not options.pop(switch, True)]
         options["streams"] = tuple(stream for stream in STREAMS if stream in streams and stream not in off)
         options["streams"] += tuple(stream for stream in streams if stream not in STREAMS)  # refused by name
         if options.get("embedding") == "none":

@@ -22,7 +22,7 @@ from i2srf_kd.distill.gradients import gradients, norm, scaled_sum, with_gradien
 from i2srf_kd.distill.matching import check_choice, check_count, check_number, match_sides
 from i2srf_kd.distill.method import Layout, Side, build_method, method_names, registered_by
 from i2srf_kd.distill.schedule import Schedule
-from i2srf_kd.system.config import parse_section
+from i2srf_kd.system.config import parse_section, refuse_unknown
 from i2srf_kd.system.user_modules import import_modules
 
 _KEYS = (
@@ -42,9 +42,7 @@ class MethodConfig(NamedTuple):
 
 def parse_methods(config: Mapping[str, Any]) -> List[MethodConfig]:
     """Read ``method`` and ``method_conf``; ValueError for unknown keys and missing names."""
-    unknown = sorted(set(config) - set(_KEYS))
-    if unknown:
-        raise ValueError(f"distill has no option {', '.join(unknown)}: it has {', '.join(_KEYS)}")
+    refuse_unknown(config, _KEYS, "distill")
     methods = config.get("method")
     if not methods:
         raise ValueError("distill needs a method")

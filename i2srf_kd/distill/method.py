@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tup
 
 from torch import Tensor, nn
 
+from i2srf_kd.system.config import refuse_unknown
+
 
 class LayerShape(NamedTuple):
     """Channels C and bins F of one tapped layer ``(B, C, T, F)``."""
@@ -132,7 +134,5 @@ def build_method(name: str, student: Layout, teacher: Layout, **options: Any) ->
     """
     cls = method_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("student", "teacher")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"distillation method {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
+    refuse_unknown(options, known, f"distillation method {name!r}")
     return cls(student, teacher, **options)
