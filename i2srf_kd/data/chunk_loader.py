@@ -2,11 +2,13 @@
 
 import atexit
 import multiprocessing
+import os
+import shutil
 import signal
 from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from i2srf_kd.data.chunk_dataset import ChunkDataset, SeededChunk, collate
 from i2srf_kd.data.chunks import Batch
@@ -100,9 +102,36 @@ def _collate_or_error(items: Sequence[Any]) -> Any:
         if isinstance(item, UserError):
             return item
     try:
-        return collate(items)
+        batch = collate(items)
+        if get_worker_info() is not None:
+            _share(batch)
+        return batch
     except UserError as error:
         return error
+
+
+def _share(batch: Any) -> None:
+    """Move a worker's batch to shared memory, where the trainer gets it.
+
+    Python would do so in a thread, which has nobody to tell of an error: the trainer would wait for ever.
+
+    Raises:
+        UserError: shared memory is used up.
+    """
+    _, signals = batch
+    try:
+        for values in signals.values():
+            values.share_memory_()
+    except (RuntimeError, OSError) as error:
+        left = (
+            f", /dev/shm has {shutil.disk_usage('/dev/shm').free / 1e6:.2f} MB left"
+            if os.path.isdir("/dev/shm")
+            else ""
+        )
+        raise UserError(
+            f"a data reader cannot hand over its batch ({error}{left}): set --num_workers 0, "
+            "or give more shared memory (Docker: --shm-size)"
+        ) from None
 
 
 def start_worker(worker: int) -> None:

@@ -112,9 +112,14 @@ class Step:
         lines = [
             f"  {name}: {record.get(name) or '(empty)'} -> {self.settings[name].value or '(empty)'}" for name in changed
         ]
+        again = (
+            "train anew with --force true, which keeps the old model beside it"
+            if self.keep
+            else "run it again with --force true"
+        )
         raise UserError(
             f"{self.done_file.parent} was finished with other settings:\n" + "\n".join(lines) + "\n"
-            "Give the old settings, choose another tag or folder for the new ones, or run it again with --force true."
+            f"Give the old settings, choose another tag or folder for the new ones, or {again}."
         )
 
     def _lines(self) -> List[str]:

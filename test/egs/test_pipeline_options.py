@@ -240,6 +240,12 @@ def test_second_run_skips_everything(finished):
     assert output.count("already finished, skipped") == 14 and "| the table |" in output
 
 
+def test_experiments_that_were_moved_are_still_finished(finished):
+    (finished.folder / "mini/exp").rename(finished.root / "moved")
+    finished.run("--mini", "true", "--expdir", str(finished.root / "moved"))
+    assert not {"train", "enhance_set", "score"} & {name for name, _, _ in finished.calls()}
+
+
 def test_changed_option_is_named_with_a_way_out(finished):
     error = finished.run("--mini", "true", "--seed", "7", "--stage", "5", code=2).stderr
     assert "seed: 0 -> 7" in error and "--force true" in error and "another tag" in error

@@ -1,6 +1,7 @@
 """Batches of chunks: the right samples, the same with any number of workers and processes, clear errors."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,17 @@ def test_errors_of_workers_keep_their_message(data, workers):
     with pytest.raises(UserError) as error:
         list(toy.loaders(data, preprocess=fail, num_workers=workers).build_iter(1))
     assert str(error.value) == "one line"
+
+
+def test_used_up_shared_memory_is_told(data):
+    """No file of a reader, and so no shared memory, may grow beyond a limit."""
+
+    def allow_little(utt_id, signals):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        return signals
+
+    with pytest.raises(UserError, match="cannot hand over its batch.*--num_workers 0.*--shm-size"):
+        list(toy.loaders(data, preprocess=allow_little, num_workers=1).build_iter(1))
 
 
 def test_shape_files_must_agree(data, tmp_path):

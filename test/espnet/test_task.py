@@ -1,6 +1,9 @@
 """What the task refuses, records and passes on; building models is tested in test_model.py."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict
 
@@ -132,3 +135,20 @@ def test_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert task.is_first_process(args) is first
     args.dist_rank = 0
     assert task.is_first_process(args)
+
+
+WITHOUT_NETWORK = """
+import os, sys
+def refuse(event, details):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        os.write(2, f"{event} {details}".encode())  # on a network that swallows packets it would never return
+        os._exit(1)
+sys.addaudithook(refuse)
+import i2srf_kd.espnet.task
+"""
+
+
+def test_importing_the_task_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)}  # no data sets of NLTK
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NETWORK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
