@@ -8,7 +8,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.audio.io import read_audio, write_audio
@@ -123,12 +123,6 @@ def _is_unchanged(record: Record, path: str) -> bool:
         return False
 
 
-def enhance_all(tasks: Sequence[Tuple[str, str, str]], options: Options, nj: int) -> Iterator[Record]:
-    """Enhance utterances in ``nj`` processes, in the order of ``tasks``."""
-    with process_map(_enhance, tasks, nj, chunksize=1, initializer=_start_worker, initargs=(options,)) as records:
-        yield from records
-
-
 def _shard_file(out_dir: Path, index: int, count: int) -> Path:
     return out_dir / "shards" / f"{index}-of-{count}.json"
 
@@ -175,8 +169,11 @@ def enhance_shard(
     if records:
         print(f"{len(records)} of {len(chosen)} utterances were enhanced before", flush=True)
     journal = target.parent / f"journal.{mark}.{index}-of-{count}.jsonl"
-    with open(journal, "a", encoding="utf-8") as file:
-        for record in progress(enhance_all(tasks, options, nj), len(tasks), desc="enhancing"):
+    with (
+        process_map(_enhance, tasks, nj, chunksize=1, initializer=_start_worker, initargs=(options,)) as enhanced,
+        open(journal, "a", encoding="utf-8") as file,
+    ):
+        for record in progress(enhanced, len(tasks), desc="enhancing"):
             # the line break comes first, in case a killed run left half a line
             file.write("\n" + json.dumps(record))
             file.flush()
@@ -205,6 +202,8 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
     Raises:
         UserError: shards or utterances are missing, or were made by different models.
     """
+    from i2srf_kd.inference.loading import write_complexity
+
     files = [_shard_file(out_dir, index, count) for index in range(1, count + 1)]
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
@@ -231,22 +230,13 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
         "max_window_seconds": options.max_window_seconds,
     }
     write_text(out_dir / "enhance.json", json.dumps(result, indent=2) + "\n")
-    write_complexity_beside(options, out_dir)
+    # Into the experiment's folder where the pipeline enhances: a model from elsewhere is read and never written to.
+    write_complexity(options.model, Path(os.path.abspath(out_dir)).parent)
     for folder in (out_dir, out_dir / "wav", out_dir / "shards"):
         remove_temporaries(folder)  # of runs that were killed; all shards are finished
     for scp in SCPS:
         write_table(out_dir / scp, {utt: _wav(out_dir, utt) for utt in names})
     return result
-
-
-def write_complexity_beside(options: Options, out_dir: Path) -> None:
-    """Write complexity.json into the folder that ``out_dir`` is in.
-
-    That is the experiment's where the pipeline enhances; a model from elsewhere is read and never written to.
-    """
-    from i2srf_kd.inference.loading import write_complexity
-
-    write_complexity(options.model, Path(os.path.abspath(out_dir)).parent)
 
 
 def _device_name(device: str) -> str:

@@ -77,17 +77,12 @@ def _load_from_experiment(experiment: Experiment, weights: Optional[str], device
     return loading.load_enhancer_from_experiment(path, device)
 
 
-def write_complexity(model: PathLike, out_dir: Optional[PathLike] = None) -> Path:
+def write_complexity(model: PathLike, out_dir: Path) -> None:
     """Write ``complexity.json``, with the fields of :class:`i2srf_kd.metrics.complexity.Complexity` as keys.
 
     Args:
         model: as for :func:`load_enhancer`.
-        out_dir: where to write; default: the model's folder.
-
-    Returns:
-        The file.
+        out_dir: where to write.
     """
-    target = Path(out_dir) if out_dir is not None else split_model_path(model)[0]
     result = measure_complexity(load_enhancer(model, runtime="torch"))._asdict()
-    write_text(target / "complexity.json", json.dumps(result, indent=2) + "\n")
-    return target / "complexity.json"
+    write_text(out_dir / "complexity.json", json.dumps(result, indent=2) + "\n")

@@ -136,17 +136,10 @@ def _lines(path: Path) -> List[str]:
         return []
 
 
-def _json_file(path: Path) -> Dict[str, Any]:
+def _json(text: str) -> Dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _json(line: str) -> Dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError:  # a line that is being written
+        return json.loads(text)
+    except ValueError:  # absent, or being written
         return {}
 
 
@@ -185,7 +178,7 @@ def lost_job(logs: Sequence[Path], jobs: Optional[Dict[str, List[Job]]]) -> str:
         if not number or number in queued:
             continue
         since = (control / JOB_ID).stat().st_mtime
-        indices = (_json_file(control / "job.json").get("array") or {}).get("indices")
+        indices = (_json("\n".join(_lines(control / "job.json"))).get("array") or {}).get("indices")
         elements = (
             [(1, control.with_suffix(".log"))]
             if indices is None
@@ -263,18 +256,11 @@ def work_progress(logs: Sequence[Path]) -> str:
         if log in running:
             moved += int(count)
             begun = _STARTED.search(text)
-            start = min(start, _timestamp(begun[1]) if begun else start)
+            start = min(start, datetime.fromisoformat(begun[1]).timestamp() if begun else start)
     if not total:
         return ""
     left = f", about {clock((total - done) * (time.time() - start) / moved)} left" if moved else ""
     return f"{done} of {total} {unit}{left}"
-
-
-def _timestamp(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return time.time()
 
 
 def work_row(

@@ -47,8 +47,6 @@ def refuse_unknown(criteria: Mapping[str, Sequence[Criterion]], phase: str, know
 
 def rank_epochs(stats: Stats, phase: str, name: str, mode: str) -> List[int]:
     """Epochs by a value, the best first; ties go to the earlier one, epochs without a finite value are left out."""
-    if mode not in ("min", "max"):
-        raise UserError(f"a criterion is minimised ('min') or maximised ('max'), not {mode!r}")
     values = [(phases.get(phase, {}).get(name), epoch) for epoch, phases in stats.items()]
     sign = 1 if mode == "min" else -1
     finite = [(sign * float(value), epoch) for value, epoch in values if value is not None and math.isfinite(value)]

@@ -93,14 +93,7 @@ def load_weights(path: PathLike, map_location: Any = "cpu") -> Weights:
     Raises:
         UserError: the file is absent, damaged, or holds something else.
     """
-    check_integrity(path)
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} is no file of weights ({reason}); take an epoch file such as valid.loss.best.pth"
-        ) from None
+    state = _load(path, map_location, "take an epoch file such as valid.loss.best.pth")
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -150,8 +143,9 @@ def load_training_state(
         if not path.exists():
             continue
         try:
-            check_integrity(path)
-            state = _load_state(path, map_location)
+            state = _load(path, map_location, "the training cannot go on from it")
+            if not isinstance(state, dict) or "model" not in state:
+                raise UserError(f"{path} is no training state")
         except UserError as error:
             problems.append(str(error))
             continue
@@ -168,15 +162,13 @@ def load_training_state(
     return None
 
 
-def _load_state(path: Path, map_location: Any) -> Dict[str, Any]:
+def _load(path: PathLike, map_location: Any, advice: str) -> Any:
+    check_integrity(path)
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be loaded ({reason})") from None
-    if not isinstance(state, dict) or "model" not in state:
-        raise UserError(f"{path} is no training state")
-    return state
+        raise UserError(f"{path} is no file of weights ({reason}); {advice}") from None
 
 
 def plain(value: Any) -> Any:
@@ -246,7 +238,11 @@ def average_models(paths: Sequence[PathLike]) -> Weights:
     if not paths:
         raise UserError("there are no models to average")
     best = load_weights(paths[0])
-    sums = {key: value.to(_wide(value)) for key, value in best.items() if _has_mean(value)}
+    sums = {
+        key: value.to(torch.complex128 if value.is_complex() else torch.float64)
+        for key, value in best.items()
+        if value.is_floating_point() or value.is_complex()
+    }
     for path in paths[1:]:
         weights = load_weights(path)
         different = set(best) ^ set(weights) or {k for k in best if best[k].shape != weights[k].shape}
@@ -257,14 +253,6 @@ def average_models(paths: Sequence[PathLike]) -> Weights:
     return {
         key: (sums[key] / len(paths)).to(value.dtype) if key in sums else value.clone() for key, value in best.items()
     }
-
-
-def _has_mean(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
-
-
-def _wide(value: torch.Tensor) -> torch.dtype:
-    return torch.complex128 if value.is_complex() else torch.float64
 
 
 def write_averages(

@@ -161,7 +161,7 @@ def test_nothing_is_scaled_and_clipping_is_counted(model, data, tmp_path, monkey
             return 10 * wave
 
     monkeypatch.setattr("i2srf_kd.inference.loading.load_enhancer", lambda *_: Louder())
-    monkeypatch.setattr(data_set, "write_complexity_beside", lambda *_: None)
+    monkeypatch.setattr("i2srf_kd.inference.loading.write_complexity", lambda *_: None)
     run(model, data, tmp_path / "out")
     wave, _ = soundfile.read(data / "audio" / "p1_002.flac")
     expected = np.clip(10 * wave, -1, 1 - 2**-15)
