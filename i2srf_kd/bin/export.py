@@ -4,7 +4,8 @@
 
 The folder holds the weights, their configuration, a model card and, where onnx and onnxruntime are installed,
 model.onnx. --int8 adds model_int8.onnx, which is faster and less exact (python tools/bench quality says by
-how much). An older export in the same folder is replaced. Also writes complexity.json into the experiment.
+how much). An older export in the same folder is replaced. Also writes complexity.json into the experiment,
+where that may be written to.
 """
 
 import argparse
@@ -54,7 +55,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     onnx = args.onnx == "true" or (args.onnx == "auto" and not missing)
     calibration = read_calibration(args.int8, args.int8_utts, Experiment(folder).fs) if args.int8 else []
     report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence, calibration)
-    write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))
+    try:
+        write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))
+    except UserError:  # an experiment of somebody else may be exported as well
+        print(f"only in {report.path}: complexity.json ({folder} cannot be written to)")
     cost = report.complexity
     print(f"{report.weights} -> {report.path}")
     print(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-from i2srf_kd.system.errors import FULL, disk_full, writing
+from i2srf_kd.system.errors import FULL, cannot_write, writing
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -26,7 +26,7 @@ def atomic_path(path: PathLike, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         DiskFull: there is no space left, or a quota is used up.
-        UserError: the folder cannot be made.
+        UserError: the folder or the file cannot be made.
     """
     path = Path(path)
     with writing(path):
@@ -42,10 +42,10 @@ def atomic_path(path: PathLike, durable: bool = False) -> Iterator[Path]:
                 os.close(descriptor)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL and str(error.filename) != str(temporary):
             raise
         needed = temporary.stat().st_size if temporary.exists() else 0
-        raise disk_full(path, error.strerror, needed) from None
+        raise cannot_write(path, error, needed) from None
     finally:
         temporary.unlink(missing_ok=True)
 
