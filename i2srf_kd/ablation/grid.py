@@ -21,7 +21,7 @@ Paths are relative to the recipe's folder.
 import copy
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -125,10 +125,8 @@ class Grid:
         if absent:
             raise UserError(f"--seeds {' '.join(map(str, absent))}: no chosen cell of {self.path} has that seed")
         if seeds:
-            chosen = [
-                Cell(**{**vars(cell), "seeds": tuple(seed for seed in cell.seeds if seed in seeds)}) for cell in chosen
-            ]
-        return Grid(self.path, self.title, self.options, chosen, self.baseline, self.compare_with)
+            chosen = [replace(cell, seeds=tuple(seed for seed in cell.seeds if seed in seeds)) for cell in chosen]
+        return replace(self, cells=chosen)
 
 
 def read_grid(path: PathLike, check: Optional[Callable[[Mapping[str, Any]], None]] = None) -> Grid:
@@ -217,12 +215,12 @@ class _Reader:
         if whole and whole.group(1) in values:
             return copy.deepcopy(values[whole.group(1)])
 
-        def replace(match: "re.Match[str]") -> str:
+        def filled(match: "re.Match[str]") -> str:
             if match.group(1) not in values:
                 raise self._error(f"{template!r}: over has no {match.group(1)}; it has {', '.join(values)}")
             return _word(values[match.group(1)])
 
-        return re.sub(r"\{(\w+)\}", replace, template)
+        return re.sub(r"\{(\w+)\}", filled, template)
 
     def _add(self, name: str, entry: Mapping[str, Any], seeds: Tuple[int, ...]) -> None:
         if not _CELL_NAME.fullmatch(name) or name in _RESERVED_NAMES:

@@ -21,11 +21,6 @@ class Column(NamedTuple):
     form: str
 
 
-_COST = (
-    Column("parameters", "parameters", "{:,}"),
-    Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
-    Column("peak_mb", "peak memory [MB]", "{:.0f}"),
-)
 HOW_TO_READ = [
     "GMAC/s: multiply-accumulates per second of audio, recurrent layers and attention included; Fourier transforms, "
     "norms, activations and element-wise products are not.",
@@ -55,19 +50,9 @@ def rows_of(content: Mapping[str, Any], costs: Mapping[str, Cost]) -> List[Dict[
         content: of :func:`i2srf_kd.results.table.build`.
         costs: by system.
     """
-    scored = [{"name": s["name"], "metrics": s["metrics"], **_of(costs, s["name"])} for s in content["systems"]]
-    names = {row["name"] for row in scored}
-    return scored + [{"metrics": {}, **costs[name], "name": name} for name in costs if name not in names]
-
-
-def _of(costs: Mapping[str, Cost], name: str) -> Cost:
-    return {key: value for key, value in costs.get(name, {}).items() if key != "name"}
-
-
-def thread_counts(costs: Mapping[str, Cost]) -> List[int]:
-    """Numbers of threads that anything was timed with."""
-    prefix = "rtf_"
-    return sorted({int(key[len(prefix) :]) for cost in costs.values() for key in cost if key.startswith(prefix)})
+    metrics = {system["name"]: system["metrics"] for system in content["systems"]}
+    names = dict.fromkeys([*metrics, *costs])
+    return [{**costs.get(name, {}), "name": name, "metrics": metrics.get(name, {})} for name in names]
 
 
 def shown_scores(rows: Sequence[Mapping[str, Any]]) -> List[str]:
@@ -75,11 +60,15 @@ def shown_scores(rows: Sequence[Mapping[str, Any]]) -> List[str]:
     return [name for name in in_order(MAIN) if any(name in row["metrics"] for row in rows)]
 
 
-def main_table(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> List[str]:
+def main_table(rows: Sequence[Mapping[str, Any]]) -> List[str]:
     """Lines of the Markdown table; what was not measured is a dash."""
-    parameters, macs, memory = _COST
-    factors = [Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads]
-    columns = [parameters, macs, *factors, memory]
+    threads = sorted({int(key.removeprefix("rtf_")) for row in rows for key in row if key.startswith("rtf_")})
+    columns = [
+        Column("parameters", "parameters", "{:,}"),
+        Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
+        *(Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads),
+        Column("peak_mb", "peak memory [MB]", "{:.0f}"),
+    ]
     scores = shown_scores(rows)
     header = ["system", *(column.title for column in columns), *(metric_named(m).label for m in scores)]
     lines = []
@@ -116,7 +105,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "bootstrap over utterances.",
         *([f"Cost: {conditions}."] if conditions else []),
         "",
-        *main_table(rows, thread_counts({row["name"]: row for row in rows})),
+        *main_table(rows),
     ]
     if content["differences"]:
         lines += ["", "Paired differences per utterance:", "", *differences_table(content["differences"])]

@@ -8,12 +8,12 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 from types import FrameType
 from typing import Iterator, List, Optional, Sequence
 
@@ -85,18 +85,14 @@ def resolve_folder(folder: str) -> Path:
     """
     path = os.path.expanduser(os.path.expandvars(folder))
     if "$" in path or not path:
-        raise UserError(f"--scratch {folder}: a variable is not set on {_host()}; name a folder there")
+        raise UserError(f"--scratch {folder}: a variable is not set on {gethostname()}; name a folder there")
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--scratch {folder}: cannot make {path} on {_host()} ({error.strerror})") from None
+        raise UserError(f"--scratch {folder}: cannot make {path} on {gethostname()} ({error.strerror})") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--scratch {folder}: {path} on {_host()} cannot be written to")
+        raise UserError(f"--scratch {folder}: {path} on {gethostname()} cannot be written to")
     return Path(os.path.abspath(path))
-
-
-def _host() -> str:
-    return socket.gethostname()
 
 
 def _check_room(base: Path, paths: Sequence[str], folder: str) -> None:
@@ -111,7 +107,7 @@ def _check_room(base: Path, paths: Sequence[str], folder: str) -> None:
     free = shutil.disk_usage(base).free
     if total > free:
         raise UserError(
-            f"--scratch {folder}: {len(paths)} files of {total / 1e9:.2f} GB do not fit on {_host()}, where "
+            f"--scratch {folder}: {len(paths)} files of {total / 1e9:.2f} GB do not fit on {gethostname()}, where "
             f"{base} has {free / 1e9:.2f} GB free: name another folder, or leave --scratch out"
         )
 
@@ -120,7 +116,7 @@ def _copy_all(paths: Sequence[str], root: str) -> None:
     for parent in sorted({os.path.dirname(path) for path in paths}):
         os.makedirs(root + parent, exist_ok=True)
     stop = threading.Event()  # ends the threads within a block
-    title = f"copy to {_host()}:{root}"
+    title = f"copy to {gethostname()}:{root}"
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             copies = pool.map(lambda path: _copy(path, root + path, stop), paths)
@@ -140,7 +136,7 @@ def _copy(source: str, target: str, stop: threading.Event) -> None:
             output.write(block)
             digest.update(block)
     if not stop.is_set() and sha256_of(target) != digest.hexdigest():
-        raise UserError(f"{source} and its copy {_host()}:{target} differ: the disk is damaged")
+        raise UserError(f"{source} and its copy {gethostname()}:{target} differ: the disk is damaged")
 
 
 class _Stopped(BaseException):

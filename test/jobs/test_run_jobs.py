@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from reliability.processes import wait_for
 
 from i2srf_kd.bin.run_jobs import main
 from i2srf_kd.jobs import BACKENDS, JobResult
@@ -17,13 +18,6 @@ from i2srf_kd.system.errors import UserError
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
-
-
-def wait_for(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -167,7 +161,7 @@ print("ready", flush=True)
 time.sleep(60)
 """
     runner = start_runner(str(log), *python(code))
-    wait_for(lambda: log.exists() and "\nready\n" in log.read_text())
+    assert wait_for(lambda: log.exists() and "\nready\n" in log.read_text(), 10)
     runner.send_signal(getattr(signal, name))
     _, err = runner.communicate(timeout=10)
     assert runner.returncode == 75
@@ -179,7 +173,7 @@ def test_signal_stops_what_waits_and_leaves_no_orphan(tmp_path):
     pids = tmp_path / "pids"
     command = f"sleep 60 & echo $! >> '{pids}'; echo $$ >> '{pids}'; wait"
     runner = start_runner("--max_jobs", "2", "JOB=1:4", str(tmp_path / "x.JOB.log"), "bash", "-c", command)
-    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 4)
+    assert wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 4, 10)
     runner.terminate()
     runner.communicate(timeout=15)
     assert runner.returncode == 128 + signal.SIGTERM
@@ -191,7 +185,7 @@ def test_second_signal_kills(tmp_path):
     log = tmp_path / "x.log"
     code = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     runner = start_runner(str(log), *python(code))
-    wait_for(lambda: log.exists() and "\nready\n" in log.read_text())
+    assert wait_for(lambda: log.exists() and "\nready\n" in log.read_text(), 10)
     runner.terminate()
     while "passing it on" not in runner.stderr.readline():
         assert runner.poll() is None
@@ -203,7 +197,7 @@ def test_second_signal_kills(tmp_path):
 def test_processes_left_behind_are_ended(tmp_path):
     pid_file = tmp_path / "pid"
     assert main([str(tmp_path / "x.log"), "bash", "-c", f"sleep 60 & echo $! > '{pid_file}'"]) == 0
-    wait_for(lambda: not alive(int(pid_file.read_text())))
+    assert wait_for(lambda: not alive(int(pid_file.read_text())), 10)
 
 
 def test_follow_shows_the_log(tmp_path, capfd):

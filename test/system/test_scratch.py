@@ -8,10 +8,11 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, List
 
 import pytest
 from places import REPOSITORY
+from reliability.processes import wait_for
 
 from i2srf_kd.bin import with_scratch
 from i2srf_kd.system import scratch
@@ -123,17 +124,10 @@ def start(dump: Path, base: Path, *command: str) -> subprocess.Popen:
     return subprocess.Popen([*words, *command], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_signal_reaches_the_command_and_the_copy_goes(dump: Path, tmp_path: Path) -> None:
     saves = "trap 'rm -f ready; exit 75' USR1; touch ready; while :; do sleep 0.05; done"
     process = start(dump, tmp_path / "fast", "bash", "-c", saves)
-    wait_for(Path("ready").exists)
+    assert wait_for(Path("ready").exists, 60)
     assert entries(tmp_path / "fast")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 75 and entries(tmp_path / "fast") == []
