@@ -22,12 +22,12 @@ from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.metrics.bootstrap import mean_with_interval, paired_difference
+from i2srf_kd.metrics.table import METRICS
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask
 from i2srf_kd.system.errors import UserError
 
-METRICS = {"pesq_wb": "WB-PESQ", "stoi": "STOI", "si_sdr": "SI-SDR [dB]"}
-FORMS = {"pesq_wb": "{:.3f}", "stoi": "{:.4f}", "si_sdr": "{:.2f}"}
+SCORES = ("pesq_wb", "stoi", "si_sdr")
 FLOAT = "torch, float32"
 
 
@@ -114,8 +114,8 @@ def score_all(found: Dict[str, Variant], pairs: Sequence[Tuple[np.ndarray, np.nd
     """Scores by variant and metric, one for each pair."""
     scores: Dict[str, Any] = {}
     for name, variant in found.items():
-        rows = [score_utterance(clean, variant.enhance(noisy), fs, tuple(METRICS)) for noisy, clean in pairs]
-        scores[name] = {metric: np.array([row[metric] for row in rows]) for metric in METRICS}
+        rows = [score_utterance(clean, variant.enhance(noisy), fs, SCORES) for noisy, clean in pairs]
+        scores[name] = {metric: np.array([row[metric] for row in rows]) for metric in SCORES}
     return scores
 
 
@@ -135,20 +135,21 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     for name, variant in found.items():
         row: Dict[str, Any] = {"name": name, "mb": variant.megabytes, "rtf": seconds[name] / total}
         row["faster"] = ratio(turns, name, FLOAT)
-        for metric, form in FORMS.items():
-            row[metric] = form.format(mean_with_interval(scores[name][metric]).mean)
+        for metric in SCORES:
+            shown = METRICS[metric]
+            row[metric] = shown.text(mean_with_interval(scores[name][metric]).mean)
             if name != FLOAT:
                 cost = paired_difference(scores[name][metric], scores[FLOAT][metric])
-                signed = form.replace(":", ":+")
                 row[f"{metric}_cost"] = cost._asdict()
-                row[metric] += f" ({signed.format(cost.mean)} [{signed.format(cost.low)}, {signed.format(cost.high)}])"
+                mean, low, high = (shown.text(value, signed=True) for value in cost[:3])
+                row[metric] += f" ({mean} [{low}, {high}])"
         rows.append(row)
     columns = (
         Column("name", "variant"),
         Column("faster", "times faster", "{:.2f}"),
         Column("rtf", "real-time factor", "{:.3f}"),
         Column("mb", "file [MB]", "{:.2f}"),
-        *(Column(metric, title) for metric, title in METRICS.items()),
+        *(Column(metric, METRICS[metric].label) for metric in SCORES),
     )
     conditions = {"pairs": len(pairs), "seconds": total}
     return Report("quality", columns, rows, conditions, ["In brackets: difference to torch, float32 [95 % interval]."])
