@@ -44,7 +44,6 @@ def download(
     urls: Union[str, Sequence[str]],
     path: PathLike,
     md5: Optional[str] = None,
-    size: Optional[int] = None,
     retries: int = 3,
     timeout: float = 60.0,
     wait: float = 2.0,
@@ -58,7 +57,6 @@ def download(
         urls: addresses of the same file, tried in order.
         path: where to put it.
         md5: expected sum in hexadecimal; ``None``: not verified.
-        size: expected number of bytes, where known.
         retries: further attempts per address after a broken connection.
         timeout: seconds without an answer after which a connection counts as broken.
         wait: seconds before the first retry, doubled before each further one.
@@ -68,19 +66,19 @@ def download(
 
     Raises:
         DownloadError: no address gave the file; the message tells why for each.
-        UserError: the sum or the size differs, or the disk is full.
+        UserError: the sum differs, or the disk is full.
     """
     path = Path(path)
     addresses = [urls] if isinstance(urls, str) else list(urls)
     if path.is_file():
-        verify(path, md5, size)
+        verify(path, md5)
         return path
     part = path.with_name(path.name + ".part")
-    with writing(path, size or 0):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         reasons: List[str] = []
         for url in addresses:
-            reason = _download_from(url, part, size, retries, timeout, wait)
+            reason = _download_from(url, part, retries, timeout, wait)
             if reason is None:
                 break
             logger.warning("%s: %s", url, reason)
@@ -91,7 +89,7 @@ def download(
                 f"{path.parent}, or give the folder where it lies with --corpus_dir"
             )
     try:
-        verify(part, md5, size, name=str(path))
+        verify(part, md5, name=str(path))
     except UserError:
         part.unlink()  # going on from wrong bytes would never end well
         raise
@@ -99,16 +97,14 @@ def download(
     return path
 
 
-def _download_from(
-    url: str, part: Path, size: Optional[int], retries: int, timeout: float, wait: float
-) -> Optional[str]:
+def _download_from(url: str, part: Path, retries: int, timeout: float, wait: float) -> Optional[str]:
     """Complete ``part``; returns why it failed, ``None`` on success."""
     reason = ""
     for attempt in range(retries + 1):
         if attempt:
             time.sleep(wait * 2 ** (attempt - 1))
         try:
-            _fetch(url, part, size, timeout)
+            _fetch(url, part, timeout)
             return None
         except _NotTheFile as error:
             return str(error)
@@ -121,11 +117,9 @@ def _download_from(
     return f"{reason} ({retries + 1} attempts)"
 
 
-def _fetch(url: str, part: Path, size: Optional[int], timeout: float) -> None:
+def _fetch(url: str, part: Path, timeout: float) -> None:
     """One connection: append what is missing to ``part``, or start anew where the server cannot continue."""
     have = part.stat().st_size if part.is_file() else 0
-    if have and have == size:
-        return
     request = urllib.request.Request(url, headers={"User-Agent": "i2srf-kd", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -146,8 +140,6 @@ def _fetch(url: str, part: Path, size: Optional[int], timeout: float) -> None:
         _refuse_page(response.headers.get("Content-Type", ""), first, checked=not continues)
         left = response.headers.get("Content-Length")
         expected = (have if continues else 0) + int(left) if left else None
-        if size is not None and expected is not None and expected != size:
-            raise _NotTheFile(f"the server offers {expected} bytes instead of {size}")
         with part.open("ab" if continues else "wb") as out:
             _copy(response, first, out, part, expected)
     if expected is not None and part.stat().st_size < expected:
@@ -191,19 +183,16 @@ def md5_of(path: PathLike) -> str:
     return digest.hexdigest()
 
 
-def verify(path: PathLike, md5: Optional[str] = None, size: Optional[int] = None, name: Optional[str] = None) -> None:
+def verify(path: PathLike, md5: Optional[str] = None, name: Optional[str] = None) -> None:
     """Check an archive that was downloaded.
 
     Raises:
-        UserError: it has not the expected size or sum, or is an HTML page.
+        UserError: it has not the expected sum, or is an HTML page.
     """
     path, name = Path(path), name or str(path)
-    found_size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(512).lstrip()[:1] == b"<":
             raise UserError(f"{name}: an HTML page instead of an archive; delete it and download it anew")
-    if size is not None and found_size != size:
-        raise UserError(f"{name}: {found_size} bytes instead of {size}; delete it and download it anew")
     if md5 is not None:
         found = md5_of(path)
         if found != md5.lower():
@@ -213,16 +202,15 @@ def verify(path: PathLike, md5: Optional[str] = None, size: Optional[int] = None
             )
 
 
-def unzip(archive: PathLike, folder: PathLike, strip_top: bool = True) -> Path:
+def unzip(archive: PathLike, folder: PathLike) -> Path:
     """Unpack a zip archive; a folder with a done marker is kept, so calling again costs nothing.
 
     Everything goes to a temporary folder beside ``folder`` that is renamed at the end: ``folder`` is either absent or
-    complete.
+    complete. Where all members lie in one folder that is called like ``folder``, its contents are used.
 
     Args:
         archive: zip file.
         folder: the folder to be made.
-        strip_top: when all members lie in one folder that is called like ``folder``, use its contents.
 
     Returns:
         ``folder``.
@@ -251,7 +239,7 @@ def unzip(archive: PathLike, folder: PathLike, strip_top: bool = True) -> Path:
             try:
                 for member in progress(members, desc=f"unpack {archive.name}", unit="file"):
                     _extract(zip_file, member, temporary, archive)
-                _install(temporary, folder, {"archive": archive.name, "contents": _fingerprint(zip_file)}, strip_top)
+                _install(temporary, folder, {"archive": archive.name, "contents": _fingerprint(zip_file)})
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -322,10 +310,10 @@ def _extract(zip_file: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, a
         raise UserError(f"{archive}: member {member.filename} is damaged ({error}); get the archive anew") from None
 
 
-def _install(temporary: Path, folder: Path, marker: Dict[str, str], strip_top: bool) -> None:
+def _install(temporary: Path, folder: Path, marker: Dict[str, str]) -> None:
     """Mark the unpacked files as complete and give them their final name."""
     entries = [entry for entry in temporary.iterdir() if entry.name != "__MACOSX"]
-    lone = strip_top and len(entries) == 1 and entries[0].is_dir() and entries[0].name == folder.name
+    lone = len(entries) == 1 and entries[0].is_dir() and entries[0].name == folder.name
     unpacked = entries[0] if lone else temporary
     write_text(unpacked / UNPACKED_MARKER, json.dumps(marker) + "\n")
     os.replace(unpacked, folder)

@@ -26,22 +26,11 @@ _POSITION_CHARACTER = 1
 _PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "pitch_range": 4}
 _VOLUME = 60  # of 100: some voices clip at the default
 
-ACCENTS = (
-    "en",
-    "en-us",
-    "en-gb-scotland",
-    "en-029",
-    "en-gb-x-rp",
-    "en-gb-x-gbclan",
-    "en-gb-x-gbcwmd",
-    "en-us-nyc",
-)
-
 
 class Voice(NamedTuple):
     """A synthetic speaker."""
 
-    accent: str = "en-us"  # one of espeak-ng's languages, see ACCENTS for English
+    accent: str = "en-us"  # one of espeak-ng's languages, such as en-gb-scotland
     variant: str = ""  # one of espeak-ng's voice variants, such as m1 to m8, f1 to f5, steph, adam
     rate: int = 165  # words per minute, 80 to 450
     pitch: int = 50  # 0 to 99

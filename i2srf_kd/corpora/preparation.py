@@ -73,10 +73,10 @@ def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optiona
     return min(filter(wanted, found), key=lambda path: len(path.parts), default=None)
 
 
-def holds_audio(path: Path, suffix: str = ".wav") -> bool:
-    """Whether a folder has audio files directly in it."""
+def holds_audio(path: Path) -> bool:
+    """Whether a folder has .wav files directly in it."""
     return path.is_dir() and any(
-        entry.suffix.lower() == suffix and not is_hidden(entry.name) for entry in path.iterdir()
+        entry.suffix.lower() == ".wav" and not is_hidden(entry.name) for entry in path.iterdir()
     )
 
 
@@ -102,7 +102,7 @@ def listing(folder: PathLike, limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more if names else "nothing"
 
 
-def split_speakers(data: DataDir, speakers: Sequence[str], option: str = "--valid_speakers") -> List[DataDir]:
+def split_speakers(data: DataDir, speakers: Sequence[str]) -> List[DataDir]:
     """Training and validation part of the training data.
 
     Raises:
@@ -110,13 +110,11 @@ def split_speakers(data: DataDir, speakers: Sequence[str], option: str = "--vali
     """
     unknown = sorted(set(speakers) - set(data.utt2spk.values()))
     if unknown or not speakers:
-        raise UserError(
-            f"{option} '{' '.join(speakers)}': {'no speakers ' + ' '.join(unknown) if unknown else 'empty'}; there are "
-            + " ".join(data.spk2utt)
-        )
+        what = f"no speakers {' '.join(unknown)}" if unknown else "empty"
+        raise UserError(f"--valid_speakers '{' '.join(speakers)}': {what}; there are {' '.join(data.spk2utt)}")
     valid = {utt_id for utt_id, speaker in data.utt2spk.items() if speaker in speakers}
     if len(valid) == len(data):
-        raise UserError(f"{option} '{' '.join(speakers)}': nothing is left for training")
+        raise UserError(f"--valid_speakers '{' '.join(speakers)}': nothing is left for training")
     return [data.subset(data.wav.keys() - valid), data.subset(valid)]
 
 

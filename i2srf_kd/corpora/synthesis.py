@@ -374,14 +374,13 @@ def _write_corpus(folder: Path, options: MiniCorpusOptions) -> None:
         write_text(folder / f"log_{name}.txt", "".join(sorted(lines)))
 
 
-def write_sources(folder: PathLike, options: MiniCorpusOptions, noise_seconds: float = 10.0) -> None:
-    """Dry speech and noise of the mini corpus as files of their own, for a simulation of rooms.
+def write_sources(folder: PathLike, options: MiniCorpusOptions) -> None:
+    """Dry speech and noise, 10 s of each kind, of the mini corpus as files of their own, for a simulation of rooms.
 
     Args:
         folder: gets ``speech/{train,dev}/<speaker>-0-<number>.wav`` and ``noise/{train,dev}/<noise>.wav``; validation
             speakers are part of ``train``.
         options: size, rate and seed.
-        noise_seconds: length of each noise.
 
     Raises:
         UserError: as :func:`generate_mini_corpus`.
@@ -401,5 +400,5 @@ def write_sources(folder: PathLike, options: MiniCorpusOptions, noise_seconds: f
             for number, wave in enumerate(waves, 1):
                 write_audio(folder / "speech" / name / f"{speaker[1:]}-0-{number:04d}.wav", wave, options.fs)
         for number, (noise, recipe) in enumerate(noises.items()):
-            wave = generator.noise(noise, recipe, int(noise_seconds * options.fs), (3, part, number))
+            wave = generator.noise(noise, recipe, 10 * options.fs, (3, part, number))
             write_audio(folder / "noise" / name / f"{noise}.wav", PEAK * wave / np.abs(wave).max(), options.fs)

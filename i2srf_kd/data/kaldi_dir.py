@@ -319,10 +319,6 @@ class DataDir:
         """Part ``index`` (1-based) of ``count``: every ``count``-th utterance; it may be empty."""
         return self.subset(self.utterances[index - 1 :: count])
 
-    def first(self, count: int) -> "DataDir":
-        """The first ``count`` utterances, all when there are fewer."""
-        return self.subset(self.utterances[:count])
-
 
 def _further_name(number: int) -> str:
     return f"wav_{number + 2}.scp"

@@ -21,15 +21,12 @@ class NoisyClean(NamedTuple):
     clean: Path
 
 
-def find_pairs(
-    noisy_dir: PathLike, clean_dir: PathLike, suffix: str = ".wav"
-) -> Tuple[Dict[str, NoisyClean], List[str]]:
-    """Match the audio files of two folders by name.
+def find_pairs(noisy_dir: PathLike, clean_dir: PathLike) -> Tuple[Dict[str, NoisyClean], List[str]]:
+    """Match the .wav files of two folders by name.
 
     Args:
         noisy_dir: folder of the mixtures.
         clean_dir: folder of the references.
-        suffix: of the files, in upper or lower case; hidden files are passed over.
 
     Returns:
         Pairs by utterance (file name without suffix), sorted, and a description of every file without counterpart.
@@ -37,17 +34,17 @@ def find_pairs(
     Raises:
         UserError: a folder is missing or without audio files, or an utterance is there twice.
     """
-    noisy, clean = list_audio(noisy_dir, suffix), list_audio(clean_dir, suffix)
+    noisy, clean = list_audio(noisy_dir), list_audio(clean_dir)
     for folder, found in ((noisy_dir, noisy), (clean_dir, clean)):
         if not found:
-            raise UserError(f"{folder}: no {suffix} files there")
+            raise UserError(f"{folder}: no .wav files there")
     problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
     problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
     return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
 
 
-def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
-    """Files of a folder by name without suffix, sorted; hidden ones are passed over.
+def list_audio(folder: PathLike) -> Dict[str, Path]:
+    """The .wav files of a folder (in any case) by name without suffix, sorted; hidden ones are passed over.
 
     Raises:
         UserError: the folder is missing or cannot be read, or two files differ in the case of their suffix alone, or in
@@ -61,7 +58,7 @@ def list_audio(folder: PathLike, suffix: str = ".wav") -> Dict[str, Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     for path in paths:
-        if path.suffix.lower() != suffix or path.name.startswith("."):
+        if path.suffix.lower() != ".wav" or path.name.startswith("."):
             continue
         name = unicodedata.normalize("NFC", path.stem)  # systems differ in how they spell letters with accents
         if name in found:

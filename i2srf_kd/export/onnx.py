@@ -206,12 +206,11 @@ def check_onnx(network: DPDCRN, path: PathLike, frames: Sequence[int] = CHECKED_
     return worst
 
 
-def check_stream_onnx(network: DPDCRN, path: PathLike, chunks: Sequence[int] = CHECKED_CHUNKS) -> float:
+def check_stream_onnx(network: DPDCRN, path: PathLike) -> float:
     """Compare a streaming ONNX file, run in chunks, with the network it was made from on the whole spectrum.
 
     Args:
         network: in evaluation mode.
-        chunks: numbers of frames T, one after the other.
 
     Returns:
         Largest absolute error, relative to the peak of the network's output.
@@ -221,8 +220,8 @@ def check_stream_onnx(network: DPDCRN, path: PathLike, chunks: Sequence[int] = C
     step = OnnxStep(path)
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    mixture = torch.randn(1, network.input_channels, sum(chunks), network.bins, generator=generator)
+    mixture = torch.randn(1, network.input_channels, sum(CHECKED_CHUNKS), network.bins, generator=generator)
     with torch.no_grad():
         expected = network(mixture.to(device)).spectrum.cpu().numpy()
-    found = np.concatenate([step(chunk.numpy()) for chunk in mixture.split(list(chunks), dim=2)], axis=2)
+    found = np.concatenate([step(chunk.numpy()) for chunk in mixture.split(list(CHECKED_CHUNKS), dim=2)], axis=2)
     return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -26,9 +26,9 @@ class Complexity(NamedTuple):
     """Length of the measured input: attention over time costs more per second the longer it is."""
 
 
-def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
+def count_parameters(module: nn.Module) -> int:
     """Number of parameters; shared ones count once."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    return sum(p.numel() for p in module.parameters())
 
 
 def recurrent_macs(layer: Union[nn.RNNBase, nn.RNNCellBase], steps: int) -> int:

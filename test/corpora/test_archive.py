@@ -84,7 +84,7 @@ fetch = functools.partial(download, wait=0.01, timeout=5)
 
 
 def test_plain_download(server, tmp_path):
-    path = fetch(server.url, tmp_path / "new" / "x.zip", md5=MD5.upper(), size=len(CONTENT))
+    path = fetch(server.url, tmp_path / "new" / "x.zip", md5=MD5.upper())
     assert path.read_bytes() == CONTENT and os.listdir(path.parent) == ["x.zip"]
     fetch(server.url, path, md5=MD5)
     assert len(server.requests) == 1, "a complete file is not asked for again"
@@ -162,15 +162,10 @@ def test_busy_server_is_asked_again(server, tmp_path):
     assert len(server.requests) == 3
 
 
-def test_wrong_sum_or_size(server, tmp_path):
+def test_wrong_sum(server, tmp_path):
     with pytest.raises(UserError, match=f"x.zip: MD5 is {MD5}, expected {'0' * 32}.*--check_md5 false"):
         fetch(server.url, tmp_path / "x.zip", md5="0" * 32)
     assert os.listdir(tmp_path) == [], "wrong bytes are not continued later"
-    with pytest.raises(UserError, match="offers 300000 bytes instead of 5"):
-        fetch(server.url, tmp_path / "x.zip", size=5)
-    (tmp_path / "x.zip").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match="299999 bytes instead of 300000"):
-        fetch(server.url, tmp_path / "x.zip", size=300000)
 
 
 def test_full_disk_while_downloading(server, tmp_path, monkeypatch):
@@ -178,8 +173,8 @@ def test_full_disk_while_downloading(server, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(archive, "_copy", full)
-    with pytest.raises(UserError, match=r"cannot write .*down ü/x.zip: No space left.* 0.30 MB are needed"):
-        fetch(server.url, tmp_path / "down ü" / "x.zip", size=len(CONTENT))
+    with pytest.raises(UserError, match=r"cannot write .*down ü/x.zip: No space left"):
+        fetch(server.url, tmp_path / "down ü" / "x.zip")
     assert len(server.requests) == 1
 
 
