@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from i2srf_kd.distill.gradients import gradients, norm
 from i2srf_kd.distill.method import DistillMethod, LayerShape, Side, build_method, layout_of, method_class
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.metrics.complexity import count_parameters
@@ -100,11 +101,9 @@ class StudentAndTeacher:
         assert side.spectrum is not None
         losses = [torch.stack(list(method(side, self.teacher_side, self.reference).values())).sum()]
         losses.append(self.task_loss(side.spectrum))
-        weights, norms = list(self.student.parameters()), []
-        for loss in losses:
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            norms.append(float(torch.stack([g.norm() for g in gradients if g is not None]).norm()))
-        return norms[0] / norms[1]
+        weights = list(self.student.parameters())
+        distillation, task = (float(norm(gradients(loss, weights))) for loss in losses)
+        return distillation / task
 
     def seconds(self, work: Callable[[], Any], repeats: int) -> float:
         """Median duration of ``work`` after one run that does not count."""

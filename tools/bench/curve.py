@@ -25,11 +25,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(student_preset="dpdcrn_tiny", teacher_preset="dpdcrn_tiny", batch=2, seconds=0.5)
 
 
-def candidates(args: argparse.Namespace) -> Dict[str, Any]:
-    """None of this part has a peak memory of its own."""
-    return {}
-
-
 def _train(pair: BenchPair, section: Mapping[str, Any], steps: int, move: float = 0.0) -> List[float]:
     step = TrainingStep(pair, section)
     with torch.no_grad():
