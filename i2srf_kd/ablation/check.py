@@ -23,10 +23,8 @@ def check_distill(distill: Mapping[str, Any]) -> None:
         student, teacher = (network_layout(DPDCRN(channels, blocks)) for channels, blocks in ((8, 1), (16, 2)))
     tapped = {**(distill.get("student_taps") or {}), **(distill.get("teacher_taps") or {})}
     if tapped:
-        student, teacher = ({name: sides[_nearest(name)] for name in tapped} for sides in (student, teacher))
+        student, teacher = (
+            {name: sides.get(name, sides["dual_path"]) for name in tapped} for sides in (student, teacher)
+        )
     with torch.random.fork_rng(devices=[]):
         Distiller(distill, student, teacher)
-
-
-def _nearest(name: str) -> str:
-    return name if name in ("encoder", "dual_path", "decoder") else "dual_path"

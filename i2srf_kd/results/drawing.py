@@ -4,6 +4,7 @@ Every function returns a matplotlib figure: :func:`save_png` writes a picture, :
 colours follow the page's own (dark or light). matplotlib is imported only when one is drawn.
 """
 
+import html
 import io
 import itertools
 import re
@@ -374,8 +375,4 @@ def to_svg(figure: Any, label: str, prefix: str) -> str:
     svg = re.sub(r"font: ([\d.]+)px '[^;\"]*", r"font: \1px var(--sans, sans-serif)", svg)
     # On a narrow screen it shrinks as long as its text can be read, and then it scrolls.
     least = f"min-width: {_LEAST_SHARE * figure.get_figwidth():.1f}in"
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}" style="{least}"', 1).strip()
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}" style="{least}"', 1).strip()

@@ -5,7 +5,7 @@ The work can be split: every shard writes a file of its own, :func:`collect` mer
 
 import logging
 import math
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -110,14 +110,10 @@ def score_pair(pair: Pair, options: ScoreOptions) -> Dict[str, Any]:
     return {"utt": pair.utt, "seconds": len(reference) / fs, **scores}
 
 
-_dnsmos_models: Dict[str, dnsmos.DNSMOS] = {}
-
-
+@lru_cache(maxsize=1)
 def _dnsmos(path: str) -> dnsmos.DNSMOS:
     """Load the model once per process."""
-    if path not in _dnsmos_models:
-        _dnsmos_models[path] = dnsmos.DNSMOS(path)
-    return _dnsmos_models[path]
+    return dnsmos.DNSMOS(path)
 
 
 def recognise(

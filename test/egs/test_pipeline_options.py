@@ -502,14 +502,6 @@ def test_export_takes_the_model_that_was_enhanced_with(finished):
     assert arguments[-2:] == ["--model_file", "5epoch.pth"]
 
 
-def test_interrupted_repetition_is_not_taken_for_finished(finished):
-    words = ("--mini", "true", "--stage", "2", "--stop_stage", "2")
-    finished.run(*words, "--fs", "8000", "--force", "true", code=3, STUB_FAIL="format_data=3")
-    finished.calls()
-    finished.run(*words)
-    assert {a[0] for n, a, _ in finished.calls() if n == "format_data"} == {"mini/data/train"}
-
-
 def test_dropped_utterances_are_counted_on_the_terminal(finished):
     (finished.folder / "mini/dump/raw/test/dropped.tsv").write_text("a\tsilent mixture\nb\tno samples\n")
     error = finished.run("--mini", "true", "--stage", "2", "--stop_stage", "2", "--force", "true").stderr

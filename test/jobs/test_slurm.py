@@ -281,7 +281,7 @@ def test_refusal_of_slurm_is_shown(stand_in: Path) -> None:
         main(["--backend", "slurm", "logs/x.log", "true"])
 
 
-def test_later_sections_win() -> None:
+def test_indices_become_ranges() -> None:
     assert ranges([5, 1, 2, 3, 9, 8]) == "1-3,5,8-9"
 
 
