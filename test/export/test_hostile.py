@@ -11,7 +11,7 @@ import torch
 import yaml
 from export.trained import make_experiment, make_network
 
-from i2srf_kd.bin import enhance, export
+from i2srf_kd.bin import corpus_stats, enhance, enhance_set, examples, export, score
 from i2srf_kd.export.bundle import ONNX_CODE, export_bundle
 from i2srf_kd.export.onnx import missing_packages
 from i2srf_kd.export.onnx_runtime import OnnxNetwork
@@ -90,6 +90,29 @@ def test_methods_of_the_training_are_not_imported_by_use(experiment: Path, tmp_p
     soundfile.write(tmp_path / "x.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16000)
     assert enhance.main([str(experiment), str(tmp_path / "x.wav"), "-o", str(tmp_path / "out")]) == 0
     assert export.main([str(experiment), "-o", str(tmp_path / "model"), "--onnx", "false"]) == 0
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda model, data, out: enhance_set.main([str(model), str(data), out]),
+        lambda model, data, out: score.main([str(data), str(data / "wav.scp"), out, "--metrics", "si_sdr"]),
+        lambda model, data, out: corpus_stats.main(
+            ["--dump_dir", str(data.parent), "--sets", "data", "--out_dir", out]
+        ),
+        lambda model, data, out: examples.main([str(data), "-o", out]),
+    ],
+    ids=["enhance_set", "score", "corpus_stats", "examples"],
+)
+def test_commands_in_tables_are_run_by_formatting_alone(
+    experiment: Path, tmp_path: Path, harm: Path, command: Callable
+) -> None:
+    (tmp_path / "data").mkdir()
+    for table in ("wav", "spk1"):
+        (tmp_path / "data" / f"{table}.scp").write_text(f"utt mkdir '{harm}' |\n")
+    with pytest.raises(UserError, match="commands"):
+        command(experiment, tmp_path / "data", str(tmp_path / "out"))
     assert not harm.exists()
 
 
