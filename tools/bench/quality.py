@@ -21,7 +21,7 @@ from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.inference.loading import load_enhancer
-from i2srf_kd.metrics.bootstrap import mean_with_interval, paired_difference
+from i2srf_kd.metrics.bootstrap import paired_difference
 from i2srf_kd.metrics.table import METRICS
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         row["faster"] = ratio(turns, name, FLOAT)
         for metric in SCORES:
             shown = METRICS[metric]
-            row[metric] = shown.text(mean_with_interval(scores[name][metric]).mean)
+            row[metric] = shown.text(float(np.nanmean(scores[name][metric])))
             if name != FLOAT:
                 cost = paired_difference(scores[name][metric], scores[FLOAT][metric])
                 row[f"{metric}_cost"] = cost._asdict()

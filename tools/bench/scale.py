@@ -6,7 +6,6 @@ power of one, and memory not at all. The network runs in onnxruntime where it is
 
 import argparse
 import atexit
-import math
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -121,9 +120,4 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
 
 def growth(rows: Sequence[Dict[str, Any]], key: str) -> float:
     """Exponent of the power of the length that fits best."""
-    return slope([math.log(row["length"]) for row in rows], [math.log(row[key]) for row in rows])
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of the straight line that fits best."""
-    return float(np.polyfit(x, y, 1)[0])
+    return float(np.polyfit(np.log([row["length"] for row in rows]), np.log([row[key] for row in rows]), 1)[0])

@@ -12,10 +12,10 @@ import torch
 from reference import distillation, network
 
 from bench.flags import TrainingStep, add_compile_option, sections
+from bench.infer import network_floor
 from bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
 from bench.pair import BenchPair, add_pair_options
 from bench.report import Column, Report
-from i2srf_kd.metrics.complexity import count_macs
 from i2srf_kd.nets import DPDCRN
 
 STUDENT, LOSS = "student forward and backward", "distillation loss"
@@ -84,10 +84,9 @@ def _candidates(pair: BenchPair) -> Dict[str, Work]:
 
 
 def _network_floor(network: DPDCRN, pair: BenchPair, passes: int) -> Floor:
-    """A backward pass costs two forward passes; weights and spectra have to be moved at least."""
-    flops = 2 * sum(count_macs(network, pair.spectrum).values()) * passes
-    moved = sum(p.nbytes for p in network.parameters()) + 2 * pair.spectrum.nbytes
-    return Floor(flops, passes * moved)
+    """A backward pass costs two forward passes."""
+    floor = network_floor(network, pair.spectrum)
+    return Floor(passes * floor.flops, passes * floor.bytes)
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:

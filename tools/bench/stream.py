@@ -94,8 +94,3 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
         Column("elapsed", "elapsed", "{:.3f}"),
     )
     return Report("stream", columns, rows, {"runs": f"{args.repeats} of {args.seconds:g} s"})
-
-
-def candidates(args: argparse.Namespace) -> Dict[str, Any]:
-    """Nothing here has its memory measured."""
-    return {}
