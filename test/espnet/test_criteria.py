@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import small_models
 import torch
 from espnet2.tasks.enh import criterion_choices
 
@@ -22,12 +23,7 @@ LOGGED = {
 
 
 def options(criterions, rate=16000):
-    parser = DistillEnhancementTask.get_parser()
-    args = parser.parse_args(["--output_dir", "x", "--separator", "dpdcrn", "--sample_rate", str(rate)])
-    args.encoder_conf = args.decoder_conf = {"n_fft": 64, "hop_length": 32}
-    args.separator_conf = {"channels": 8, "heads": 2}
-    args.criterions = criterions
-    return args
+    return small_models.options(32, 64, criterions=criterions, sample_rate=rate)
 
 
 def test_each_term_is_logged_and_counts_with_its_weight():
