@@ -145,7 +145,7 @@ def recipe(tmp_path) -> Recipe:
 @pytest.fixture(scope="module")
 def _finished_once(tmp_path_factory):
     recipe = Recipe(tmp_path_factory.mktemp("finished"))
-    done = recipe.run("--mini", "true")
+    done = recipe.run("--mini", "true", "--nj", "4")
     return recipe, done.stdout, recipe.calls()
 
 
