@@ -72,7 +72,7 @@ def test_one_table_has_every_system_of_both(finished: Path) -> None:
 def test_the_second_run_skips_everything(finished: Path) -> None:
     output = run(finished)
     assert "already finished, skipped" in output and "(trainer:" not in output
-    assert f"already finished, skipped: {finished / 'exp' / 'RESULTS.md'}" in output
+    assert f"already finished, skipped: {finished / 'exp'} ({finished / 'exp' / '.done_results'})" in output
 
 
 @pytest.mark.parametrize("mics", [1, 2])

@@ -41,7 +41,7 @@ def test_mini_runs_both_numbers_of_microphones_on_one_corpus(recipe):
     assert "table of both: mini/exp/RESULTS.md" in output
     output = recipe.run(*words).stdout
     assert recipe.names() == ["mini_corpus"]  # which keeps a complete corpus itself
-    assert "already finished, skipped: mini/exp/RESULTS.md" in output
+    assert "already finished, skipped: mini/exp (mini/exp/.done_results)" in output
 
 
 def test_published_corpus_with_options_of_both_kinds(recipe):
