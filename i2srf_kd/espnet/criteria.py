@@ -15,7 +15,7 @@ from torch import Tensor
 
 from i2srf_kd.losses.multi_resolution import multi_resolution_loss
 from i2srf_kd.losses.perceptual_quality import RATE, pesq_loss
-from i2srf_kd.losses.waveform import negative_si_sdr, relative_l1_loss
+from i2srf_kd.losses.waveform import relative_l1_loss, si_sdr_loss
 
 
 class RelativeL1Criterion(TimeDomainLoss):
@@ -41,7 +41,7 @@ class SISDRCriterion(TimeDomainLoss):
 
     def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
         """Waveforms ``(B, samples)`` to ``(B,)``."""
-        return negative_si_sdr(inf, ref, self.limit_db)
+        return si_sdr_loss(inf, ref, self.limit_db)
 
 
 class MultiResolutionCriterion(TimeDomainLoss):

@@ -6,10 +6,10 @@ import scipy.signal
 import torch
 
 from i2srf_kd.losses.multi_resolution import multi_resolution_loss
-from i2srf_kd.losses.waveform import negative_si_sdr, relative_l1_loss
+from i2srf_kd.losses.waveform import relative_l1_loss, si_sdr_loss
 from i2srf_kd.metrics.signal import si_sdr
 
-LOSSES = {"l1": relative_l1_loss, "si_sdr": negative_si_sdr, "multi_resolution": multi_resolution_loss}
+LOSSES = {"l1": relative_l1_loss, "si_sdr": si_sdr_loss, "multi_resolution": multi_resolution_loss}
 
 
 def waveforms(samples: int = 4000):
@@ -27,9 +27,9 @@ def test_relative_l1_equals_numpy_and_does_not_know_the_level():
 
 def test_si_sdr_equals_the_metric_and_saturates_at_its_limit():
     estimate, reference = waveforms()
-    loss = negative_si_sdr(torch.tensor(estimate), torch.tensor(reference), limit_db=120)
+    loss = si_sdr_loss(torch.tensor(estimate), torch.tensor(reference), limit_db=120)
     np.testing.assert_allclose(-loss, [si_sdr(r, e) for r, e in zip(reference, estimate, strict=True)], rtol=1e-4)
-    perfect = negative_si_sdr(torch.tensor(reference), torch.tensor(reference), limit_db=30)
+    perfect = si_sdr_loss(torch.tensor(reference), torch.tensor(reference), limit_db=30)
     np.testing.assert_allclose(perfect, -30, atol=1e-3)
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from i2srf_kd.distill.matching import check_choice, check_number, full_precision
 from i2srf_kd.distill.method import DistillMethod, Layout, Side, register_method
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
-
-_SILENT_ENERGY = 1e-8
+from i2srf_kd.losses.waveform import negative_si_sdr
 
 
 def require_same_shape(what: str, ours: Optional[Tensor], theirs: Optional[Tensor]) -> None:
@@ -21,17 +20,6 @@ def require_same_shape(what: str, ours: Optional[Tensor], theirs: Optional[Tenso
             f"the student's {what} has shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}: "
             f"networks with different transforms can only be compared by a method on features or waveforms"
         )
-
-
-def negative_si_sdr(estimate: Tensor, target: Tensor, max_db: float) -> Tensor:
-    """Negative SI-SDR in dB, per clip: ``(B, samples)`` to ``(B,)``; no better than ``-max_db``, 0 where both are 0."""
-    scale = (estimate * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + _SILENT_ENERGY)
-    projection = scale * target
-    energy = projection.square().sum(-1)
-    error = (estimate - projection).square().sum(-1)
-    # The floor inside the logarithm keeps the gradient finite as the student reaches the teacher.
-    floored = error + 10 ** (-max_db / 10) * energy
-    return 10 * torch.log10((floored + _SILENT_ENERGY) / (energy + _SILENT_ENERGY))
 
 
 @register_method("response_waveform")
