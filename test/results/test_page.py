@@ -49,16 +49,6 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_data(tmp_path_factory.mktemp("data") / "test")
-
-
-@pytest.fixture(scope="module")
-def ablation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_ablation(tmp_path_factory.mktemp("ablation") / "exp" / "grid", data)
-
-
 def test_one_file_with_everything_in_it(ablation: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     arguments = [str(ablation), "-o", str(out), "--num_examples", "1", "--audio_format", "flac"]

@@ -16,16 +16,6 @@ from i2srf_kd.system.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_data(tmp_path_factory.mktemp("data") / "test")
-
-
-@pytest.fixture(scope="module")
-def ablation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_ablation(tmp_path_factory.mktemp("ablation") / "exp" / "grid", data)
-
-
-@pytest.fixture(scope="module")
 def experiments(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.write_experiments(tmp_path_factory.mktemp("recipe") / "exp", data)
 
