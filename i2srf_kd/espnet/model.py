@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from i2srf_kd.audio.normalize import mixture_level
 from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
-from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
+from i2srf_kd.espnet.distill_criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
 from i2srf_kd.espnet.teacher import FrozenTeacher, planes, restore_level, same_transform
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import UserError

@@ -10,17 +10,14 @@ from espnet2.tasks.enh import criterion_choices, loss_wrapper_choices, separator
 from espnet2.train.class_choices import ClassChoices
 
 from i2srf_kd.espnet.criteria import (
+    CompressedSpectrumCriterion,
+    CompressedSpectrumTDCriterion,
     MultiResolutionCriterion,
     PESQCriterion,
     RelativeL1Criterion,
     SISDRCriterion,
 )
-from i2srf_kd.espnet.criterion import (
-    CompressedSpectrumCriterion,
-    CompressedSpectrumTDCriterion,
-    DistillCriterion,
-    DistillWrapper,
-)
+from i2srf_kd.espnet.distill_criterion import DistillCriterion, DistillWrapper
 from i2srf_kd.espnet.separator import DPDCRNSeparator
 
 _ENTRIES: Dict[str, tuple] = {

@@ -12,7 +12,7 @@ import yaml
 from places import CONF
 from small_models import as_teacher, options, save_experiment
 
-from i2srf_kd.espnet.criterion import STUDENT_KEY, TEACHER_KEY
+from i2srf_kd.espnet.distill_criterion import STUDENT_KEY, TEACHER_KEY
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.system.errors import UserError
 

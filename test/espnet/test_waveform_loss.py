@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2srf_kd.espnet.criterion import CompressedSpectrumCriterion, CompressedSpectrumTDCriterion
+from i2srf_kd.espnet.criteria import CompressedSpectrumCriterion, CompressedSpectrumTDCriterion
 from i2srf_kd.system.errors import UserError
 
 
