@@ -43,6 +43,7 @@ def call(
     output: Optional[IO[Any]] = None,
     environment: Optional[Mapping[str, str]] = None,
     pass_fds: Sequence[int] = (),
+    received: Sequence[int] = (),
 ) -> int:
     """Run a program, pass signals on to it and wait for it, whatever happens.
 
@@ -51,15 +52,16 @@ def call(
         output: file for both of its outputs; by default those of this process.
         environment: added to that of this process.
         pass_fds: files that stay open in it.
+        received: signals that came before, for it as well.
 
     Returns:
         Its exit code, 128 + signal number when a signal ended it.
     """
-    received: List[int] = []
+    early: List[int] = []
     child: Optional[subprocess.Popen] = None
 
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
-        received.append(number)
+        early.append(number)
         if child is not None and child.returncode is None:
             child.send_signal(number)
 
@@ -75,7 +77,7 @@ def call(
                 start_new_session=True,  # or Ctrl-C would reach it twice
                 preexec_fn=end_with_parent(),
             )
-            for number in list(received):  # while it was being started
+            for number in [*received, *early]:  # before and while it was being started
                 child.send_signal(number)
             code = child.wait()
         except OSError as error:

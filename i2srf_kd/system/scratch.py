@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
-from types import FrameType
-from typing import Iterator, List, Optional, Sequence
+from typing import Callable, Iterator, List, Sequence
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import sha256_of
@@ -44,17 +43,20 @@ def run_with_copy(command: Sequence[str], folder: str, files: Sequence[str]) -> 
     Returns:
         Its exit code; after a signal that came before its start that of a program which can be run again.
     """
-    try:
-        with _stoppable() as received, scratch_copy(folder, files) as root:
-            code = call(command, environment={VARIABLE: str(root)})
-            received.append(0)  # a signal that comes now finds nothing to stop
-            return code
-    except _Stopped as stopped:
-        return stopped.code
+    received: List[int] = []
+    with handled(FORWARDED, lambda number, frame: received.append(number)):
+        with scratch_copy(folder, files, received) as root:
+            if received:
+                return _code_after(received[0])
+            return call(command, environment={VARIABLE: str(root)}, received=received)
+
+
+def _code_after(number: int) -> int:
+    return 128 + number if number in (signal.SIGINT, signal.SIGHUP) else EXIT_INTERRUPTED
 
 
 @contextmanager
-def scratch_copy(folder: str, files: Sequence[str]) -> Iterator[Path]:
+def scratch_copy(folder: str, files: Sequence[str], stop: Sequence[int] = ()) -> Iterator[Path]:
     """Copy files to a new folder of this machine, for as long as the context lasts, and give that folder.
 
     Every copy is read again and compared with its source by size and SHA-256.
@@ -62,6 +64,7 @@ def scratch_copy(folder: str, files: Sequence[str]) -> Iterator[Path]:
     Args:
         folder: in which the new one is made; variables such as ``$TMPDIR`` are those of this machine.
         files: to be copied; each lies below the new folder by its absolute path.
+        stop: once something is in it, copying ends before its time.
 
     Raises:
         UserError: a variable is not set, there is too little room, or a file cannot be copied.
@@ -71,7 +74,7 @@ def scratch_copy(folder: str, files: Sequence[str]) -> Iterator[Path]:
     _check_room(base, paths, folder)
     place = Path(tempfile.mkdtemp(prefix="i2srf-", dir=base))
     try:
-        _copy_all(paths, str(place))
+        _copy_all(paths, str(place), stop)
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -112,50 +115,35 @@ def _check_room(base: Path, paths: Sequence[str], folder: str) -> None:
         )
 
 
-def _copy_all(paths: Sequence[str], root: str) -> None:
+def _copy_all(paths: Sequence[str], root: str, stop: Sequence[int]) -> None:
     for parent in sorted({os.path.dirname(path) for path in paths}):
         os.makedirs(root + parent, exist_ok=True)
-    stop = threading.Event()  # ends the threads within a block
+    failed = threading.Event()
     title = f"copy to {gethostname()}:{root}"
+
+    def is_over() -> bool:
+        return bool(stop) or failed.is_set()
+
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            copies = pool.map(lambda path: _copy(path, root + path, stop), paths)
+            copies = pool.map(lambda path: _copy(path, root + path, is_over), paths)
             for _ in progress(copies, total=len(paths), desc=title, unit="file"):
                 pass
         except OSError as error:
             raise UserError(f"{title}: {error.filename or ''}: {error.strerror or error}") from None
         finally:
-            stop.set()
+            failed.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _copy(source: str, target: str, stop: threading.Event) -> None:
+def _copy(source: str, target: str, is_over: Callable[[], bool]) -> None:
+    """Copy a file and compare, unless it ``is_over``, which is asked before every block."""
     digest = hashlib.sha256()
+    if is_over():
+        return
     with open(source, "rb", buffering=0) as stream, open(target, "wb", buffering=0) as output:
-        while (block := stream.read(_BLOCK)) and not stop.is_set():
+        while (block := stream.read(_BLOCK)) and not is_over():
             output.write(block)
             digest.update(block)
-    if not stop.is_set() and sha256_of(target) != digest.hexdigest():
+    if not is_over() and sha256_of(target) != digest.hexdigest():
         raise UserError(f"{source} and its copy {gethostname()}:{target} differ: the disk is damaged")
-
-
-class _Stopped(BaseException):
-    """A signal came while files were copied."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.code = 128 + number if number in (signal.SIGINT, signal.SIGHUP) else EXIT_INTERRUPTED
-
-
-@contextmanager
-def _stoppable() -> Iterator[List[int]]:
-    """The first signal raises, those after it only go into the list, so that what was copied is removed."""
-    received: List[int] = []
-
-    def receive(number: int, frame: Optional[FrameType]) -> None:
-        received.append(number)
-        if len(received) == 1:
-            raise _Stopped(number)
-
-    with handled(FORWARDED, receive):
-        yield received

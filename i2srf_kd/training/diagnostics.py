@@ -150,11 +150,14 @@ class DistillMonitor:
         """How the weights of the layers follow level, SNR and voicing of the frames, ``(Ns, Nt)`` each."""
         signals = (batch["speech_mix"], batch["speech_ref1"])
         mixture, reference = (s[..., self.model.ref_channel] if s.dim() == 3 else s for s in signals)
-        found = {}
-        for name, weights in self.model.distiller.place_weights().items():
-            like = frame_characteristics(mixture, reference, weights.shape[1], self.fs)
-            found.update({f"{name}_weights_by_{key}": correlation(weights, value) for key, value in like.items()})
-        return found
+        places = self.model.distiller.place_weights()
+        lengths = {weights.shape[1] for weights in places.values()}
+        like = {frames: frame_characteristics(mixture, reference, frames, self.fs) for frames in lengths}
+        return {
+            f"{name}_weights_by_{key}": correlation(weights, value)
+            for name, weights in places.items()
+            for key, value in like[weights.shape[1]].items()
+        }
 
     def _fixed_batch(self) -> Dict[str, Tensor]:
         """As many clips as a batch of the training has, from anywhere in the validation set."""
