@@ -229,7 +229,8 @@ def start_child(arguments: Sequence[str], prepare: Any = None, environment: Any 
 
 
 def weights(output_dir: Path, name: str = "latest.pth") -> Dict[str, torch.Tensor]:
-    return torch.load(output_dir / name, weights_only=True)
+    state = torch.load(output_dir / name, weights_only=True)
+    return state.get("model", state)  # of a training's state
 
 
 def same(a: Dict[str, torch.Tensor], b: Dict[str, torch.Tensor]) -> bool:

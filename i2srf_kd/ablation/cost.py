@@ -37,15 +37,18 @@ def _environment(start: Mapping[str, Any]) -> Tuple[Tuple[str, Any], ...]:
 def _parameters(experiment: Path) -> Dict[str, Optional[int]]:
     """Numbers in the weights: of the network, and of what only the training needs."""
     from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX, Experiment
-    from i2srf_kd.training.checkpoint import load_weights
+    from i2srf_kd.training.checkpoint import CHECKPOINT, load_weights
 
+    state = experiment / CHECKPOINT
     try:
-        weights = load_weights(Experiment(experiment).weights())
+        weights = load_weights(state if state.is_file() else Experiment(experiment).weights())
     except UserError:  # not trained to its end, or weights that were tidied away
         return {"parameters": None, "distillation_parameters": None}
     sizes = {name: value.numel() for name, value in weights.items() if value.is_floating_point()}
     extra = sum(size for name, size in sizes.items() if name.startswith(TRAINING_ONLY_PREFIX))
-    return {"parameters": sum(sizes.values()) - extra, "distillation_parameters": extra}
+    # Files of weights have what the network needs, the state of the training has all.
+    known = extra or state.is_file() or not Experiment(experiment).config.get("distill")
+    return {"parameters": sum(sizes.values()) - extra, "distillation_parameters": extra if known else None}
 
 
 def mean_cost(costs: Sequence[Optional[Dict[str, Any]]]) -> Optional[Dict[str, Any]]:

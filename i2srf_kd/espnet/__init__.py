@@ -1,4 +1,8 @@
-"""The one place that knows ESPnet."""
+"""The one place that knows ESPnet. To import it registers separator and criteria in ESPnet's choices.
+
+Whoever imports this package has them: a script before it calls ESPnet, a process that was spawned, and
+:mod:`i2srf_kd.espnet.run` before any program of ESPnet.
+"""
 
 import importlib
 import importlib.util
@@ -26,3 +30,5 @@ def _load_when_used(name: str) -> None:
 
 # ESPnet's tokenizers of text import it, and it asks the network for data sets of NLTK while it is imported.
 _load_when_used("g2p_en")
+
+importlib.import_module("i2srf_kd.espnet.registry")

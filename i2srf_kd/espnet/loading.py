@@ -13,14 +13,11 @@ from espnet2.tasks.enh import EnhancementTask
 from torch import Tensor, nn
 
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
-
-register_all()
 
 
 def read_config(path: PathLike) -> argparse.Namespace:

@@ -1,7 +1,6 @@
 """Adds this project's classes to ESPnet's choices, without editing ESPnet.
 
-ESPnet's choices hold a plain dictionary; adding to it skips ESPnet's own type check, so it is done here. The module
-that defines a Task calls :func:`register_all` at import: spawned workers import it again and find the same choices.
+ESPnet's choices hold a plain dictionary; adding to it skips ESPnet's own type check, so it is done here.
 """
 
 from typing import Dict
@@ -50,7 +49,5 @@ def register(choices: ClassChoices, name: str, cls: type) -> None:
     choices.classes[name] = cls
 
 
-def register_all() -> None:
-    """Register every class of this project."""
-    for name, (choices, cls) in _ENTRIES.items():
-        register(choices, name, cls)
+for _name, (_choices, _cls) in _ENTRIES.items():
+    register(_choices, _name, _cls)

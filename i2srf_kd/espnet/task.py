@@ -31,10 +31,9 @@ from espnet2.utils.types import str_or_none
 from i2srf_kd.data.mixing import MixingOptions
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.espnet.model import DistillEnhancementModel
-from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
-from i2srf_kd.inference.experiment import Experiment, stated_rate
+from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX, Experiment, stated_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
@@ -43,8 +42,6 @@ from i2srf_kd.system.user_modules import absolute_entries
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 from i2srf_kd.training.run_guard import guard_experiment
 from i2srf_kd.training.speed import SpeedOptions, compile_regions, parse_speed, speed_up_model, speed_up_network
-
-register_all()
 
 
 class DistillEnhancementTask(EnhancementTask):
@@ -126,8 +123,8 @@ class DistillEnhancementTask(EnhancementTask):
             weight = float(args.distill.get("weight", 1.0))
         except (TypeError, ValueError):
             raise UserError(f"distill: weight must be a number, not {args.distill['weight']!r}") from None
-        if weight == 0:
-            # Its parameters would take part in no loss, which DDP refuses.
+        if weight == 0 or getattr(args, "collect_stats", False):
+            # Of weight 0 its parameters would take part in no loss, which DDP refuses; statistics need no teacher.
             args.distill, args.teacher_exp, args.teacher_config, args.teacher_model_file = {}, None, None, None
             return
         if args.distill.get("import"):
@@ -197,7 +194,7 @@ class DistillEnhancementTask(EnhancementTask):
         if not args.ignore_init_mismatch:
             for path in args.init_param:
                 if ":" not in path:  # a part of a checkpoint may be asked for: then nobody expects all keys
-                    check_key_coverage(model.state_dict().keys(), load_weights(path).keys(), source=path)
+                    check_init_param(model, path)
         return model
 
     @classmethod
@@ -261,6 +258,13 @@ def _build_wrapper(options: Dict[str, Any], sample_rate: int) -> torch.nn.Module
         )
     wrapper_class = loss_wrapper_choices.get_class(options.get("wrapper", "fixed_order"))
     return wrapper_class(criterion=criterion, **options.get("wrapper_conf", {}))
+
+
+def check_init_param(model: torch.nn.Module, path: str) -> None:
+    """Compare a file of weights with the model that begins with it; a distillation may begin anew."""
+    weights = load_weights(path)
+    wanted = [key for key in model.state_dict() if key in weights or not key.startswith(TRAINING_ONLY_PREFIX)]
+    check_key_coverage(wanted, weights, source=path)
 
 
 def is_first_process(args: argparse.Namespace) -> bool:

@@ -28,6 +28,7 @@ from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet.inference import enhance_utterance
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.reports import EpochReports, Position, dump_reporter, load_reporter, skipped_updates
+from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
 from i2srf_kd.system.errors import FULL, UserError, cannot_write
 from i2srf_kd.system.progress import progress
 from i2srf_kd.system.signals import EXIT_INTERRUPTED, StopSignals
@@ -362,10 +363,12 @@ class TrainingRun:
         gradients = self.teaching.record(epoch) if self.teaching is not None else {}
         with self.state.averaged():
             valid_values = self.validate(epoch, trained)
-            weights = self.state.weights()
+            whole = self.state.weights()
         self._step_schedulers()
         if self.reports is not None:
             self.reports.write(epoch, {"train": train_values, "valid": {**valid_values, **gradients}})
+            # What only the training needs is in its state: a file of weights is for use, also by programs of ESPnet.
+            weights = {name: value for name, value in whole.items() if not name.startswith(TRAINING_ONLY_PREFIX)}
             # Weights before the state: a run killed in between repeats the epoch and writes the same weights again.
             save_file(weights, self.output_dir / f"{epoch}epoch.pth")
         self.save(None)

@@ -104,5 +104,9 @@ class BestEpochs:
         remove_dangling_links(self.output_dir)
 
     def write_averages(self, stats: Stats) -> None:
-        """Write the averages of the best epochs so far."""
-        write_averages(self.output_dir, self.rankings(stats), self.nbests)
+        """Write the averages of the best epochs so far, one also by the name that ESPnet's recipes expect."""
+        rankings = self.rankings(stats)
+        write_averages(self.output_dir, rankings, self.nbests)
+        expected = self.output_dir / "valid.loss.ave.pth"
+        if not expected.exists() and any(rankings.values()):
+            replace_link(expected, next(f"{criterion}.ave.pth" for criterion, epochs in rankings.items() if epochs))

@@ -9,7 +9,6 @@ import torch
 import toy
 
 from i2srf_kd.audio import ambisonics
-from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.trainer import TrainingRun
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
@@ -21,7 +20,6 @@ SEPARATOR = """--separator dpdcrn --separator_conf channels=8 --separator_conf h
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    register_all()
     return toy.write_data(tmp_path_factory.mktemp("data"), channels=8)
 
 

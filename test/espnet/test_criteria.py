@@ -7,13 +7,11 @@ import small_models
 import torch
 from espnet2.tasks.enh import criterion_choices
 
-from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.losses.compressed_spectrum import compressed_spectrum_loss
 from i2srf_kd.nets.stft import STFT
 from i2srf_kd.system.errors import UserError
 
-register_all()
 LOGGED = {
     "relative_l1": "relative_l1",
     "si_sdr": "si_sdr_loss",

@@ -43,10 +43,10 @@ def test_phases_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -
     assert ramp["compressed_spectrum"] < ramp["loss"] < ramp["compressed_spectrum"] + WEIGHT * ramp["kd"]
     assert both["loss"] == pytest.approx(both["compressed_spectrum"] + WEIGHT * both["kd"], rel=1e-4)
 
-    whole = toy.weights(tmp_path / "whole")
+    whole = toy.weights(tmp_path / "whole", "checkpoint.pth")
     assert int(whole["distillation.criterion.distiller.steps"]) == 12
     kill_and_resume(command(speech, speech_teacher, tmp_path / "broken", **schedule), 7)
-    assert toy.same(whole, toy.weights(tmp_path / "broken"))
+    assert toy.same(whole, toy.weights(tmp_path / "broken", "checkpoint.pth"))
 
 
 def test_shares_of_the_training_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_shares_of_the_training_and_resume(speech: Path, speech_teacher: Path, t
     assert first["loss"] > first["compressed_spectrum"] and "kd" in second
     assert last["loss"] == pytest.approx(last["compressed_spectrum"]) and "kd" not in last
     kill_and_resume(command(speech, speech_teacher, tmp_path / "broken", **options), 7)
-    whole, broken = (toy.weights(tmp_path / name) for name in ("whole", "broken"))
+    whole, broken = (toy.weights(tmp_path / name, "checkpoint.pth") for name in ("whole", "broken"))
     assert whole["distillation.criterion.distiller.gradient_norms"].all()
     assert toy.same(whole, broken)
 

@@ -25,9 +25,11 @@ def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher
     assert train[-1]["compressed_spectrum"] < train[0]["compressed_spectrum"]
     assert {"kd", "kd_inter", "kd_intra_encoder", "kd_intra_dual_path", "kd_intra_decoder"} <= set(train[0])
     assert before == {path.name: path.read_bytes() for path in teacher.glob("*.pth")}
-    saved = toy.weights(tmp_path / "exp")
+    saved = toy.weights(tmp_path / "exp", "checkpoint.pth")
     assert any(name.startswith("distillation.") for name in saved)
     assert int(saved["distillation.criterion.distiller.steps"]) == train[-1]["total_count"]
+    for_use = toy.weights(tmp_path / "exp", "valid.loss.ave.pth")
+    assert for_use and not any(name.startswith("distillation.") for name in for_use)
 
 
 def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path) -> None:
@@ -37,7 +39,8 @@ def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path
     arguments = distilled("broken", *SHORT, "--save_interval_steps", "2")
     assert toy.join([toy.start_child(arguments, kill_in_the_second_epoch, task=DistillEnhancementTask)]) == [-9]
     assert toy.join([toy.start_child(arguments, task=DistillEnhancementTask)]) == [0]
-    assert toy.same(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "broken"))
+    whole, broken = (toy.weights(tmp_path / name, "checkpoint.pth") for name in ("whole", "broken"))
+    assert toy.same(whole, broken)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import soundfile
 import torch
 import toy
 
-from i2srf_kd.espnet.registry import register_all
 from i2srf_kd.espnet.task import DistillEnhancementTask
 from i2srf_kd.espnet.trainer import TrainingRun
 from i2srf_kd.system.errors import UserError
@@ -18,7 +17,6 @@ SEPARATOR = "--separator dpdcrn --separator_conf channels=8 --separator_conf hea
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    register_all()
     folder = toy.write_data(tmp_path_factory.mktemp("data"))
     random = np.random.default_rng(0)
     (folder / "noise").mkdir()

@@ -53,7 +53,7 @@ def test_the_documented_example(speech: Path, speech_teacher: Path, example: Pat
     assert run(command(speech, speech_teacher, example, exp, "--max_epoch", "2")) == 0  # goes on
     config = yaml.safe_load((exp / "config.yaml").read_text())
     assert config["distill"]["import"] == [str((example.parent / "my_method.py").resolve())]
-    trained = toy.weights(exp)
+    trained = toy.weights(exp, "checkpoint.pth")
     assert trained["distillation.criterion.distiller.methods.0.adapt.weight"].shape == (12, 8, 1, 1)
     assert "distillation.criterion.distiller.methods.0.adapt.bias" not in trained
     assert int(trained["distillation.criterion.distiller.steps"]) == 8

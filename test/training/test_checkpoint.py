@@ -9,6 +9,7 @@ import torch
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training import checkpoint
+from i2srf_kd.training.best_epochs import BestEpochs
 
 
 def state(value):
@@ -109,6 +110,16 @@ def test_averages_of_several_criteria_and_sizes_do_not_mix(tmp_path):
         assert os.readlink(tmp_path / f"{criterion}.ave.pth") == f"{criterion}.ave_3best.pth"
         assert os.readlink(tmp_path / f"{criterion}.ave_1best.pth") == f"{epochs[0]}epoch.pth"
     assert not list(tmp_path.glob("valid.none*"))
+
+
+def test_an_average_by_the_name_that_enh_sh_expects(tmp_path):
+    write_models(tmp_path, 2)
+    stats = {epoch: {"valid": {"loss": 1.0 / epoch, "pesq": 1.0 / epoch}} for epoch in (1, 2)}
+    BestEpochs(tmp_path, [("valid", "pesq", "max")], [1]).write_averages(stats)
+    assert os.readlink(tmp_path / "valid.loss.ave.pth") == "valid.pesq.ave.pth"
+    (tmp_path / "valid.loss.ave.pth").unlink()
+    BestEpochs(tmp_path, [("valid", "pesq", "max"), ("valid", "loss", "min")], [1]).write_averages(stats)
+    assert (tmp_path / "valid.loss.ave.pth").resolve().name == "2epoch.pth"
 
 
 @pytest.mark.parametrize(
