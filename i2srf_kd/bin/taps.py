@@ -1,7 +1,7 @@
 """List what can be tapped in an ESPnet enhancement model: its modules with the shapes of what they give.
 
     python -m i2srf_kd.bin.taps exp/teacher [--match bsrnn] [--depth 4] [--inputs]
-    python -m i2srf_kd.bin.taps conf/small/train_teacher_bsrnn.yaml --check conf/distill/teacher_bsrnn.yaml
+    python -m i2srf_kd.bin.taps conf/small/train_teacher_bsrnn.yaml --check conf/distill/my.yaml
 
 MODEL is an experiment folder, or a training configuration (.yaml). The model runs twice on noise, one clip of a second
 and two clips of one and a half: an axis that grew from 1 to 2 is the batch (B), one that grew by half is time (T), the
@@ -12,6 +12,8 @@ order of C and F is a guess, swap the letters. --check shows the feature sets th
 import argparse
 from pathlib import Path
 from typing import Any, Optional, Sequence
+
+import yaml
 
 from i2srf_kd.metrics.complexity import count_parameters
 from i2srf_kd.system.config import read_yaml
@@ -53,6 +55,7 @@ def _print_modules(model: Any, fs: int, args: argparse.Namespace) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
+    from i2srf_kd.espnet.default_taps import default_taps
     from i2srf_kd.espnet.loading import build_untrained_enhancer
     from i2srf_kd.espnet.tap_listing import recorded_sets
     from i2srf_kd.inference.experiment import CONFIG
@@ -75,6 +78,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if any(hasattr(module, "feature_sink") for module in model.modules()):
         print("It announces its feature sets itself, no taps needed (channels x frames x bins of each layer):")
         print("\n".join(recorded_sets(model, fs, None)) + "\n")
+    elif spec := default_taps(model):
+        print("Its default taps, as they are written, and what they give (channels x frames x bins of each layer):")
+        print(
+            yaml.safe_dump({"teacher_taps": spec}, sort_keys=False) + "\n".join(recorded_sets(model, fs, spec)) + "\n"
+        )
     _print_modules(model, fs, args)
     return 0
 

@@ -15,6 +15,7 @@ its output is laid out:
 ``python -m i2srf_kd.bin.taps`` lists what can be tapped in a network.
 """
 
+import math
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
@@ -34,7 +35,9 @@ def canonical(output: Any, layout: str) -> Tensor:
     if output.dim() != len(layout):
         raise ValueError(f"a tapped module returned shape {tuple(output.shape)}, which is not laid out as {layout}")
     present = [axis for axis in _CANONICAL if axis in layout]
-    output = output.permute([layout.index(axis) for axis in present])
+    axes = [place for axis in present for place, letter in enumerate(layout) if letter == axis]
+    shape = [math.prod(output.shape[p] for p, letter in enumerate(layout) if letter == axis) for axis in present]
+    output = output.permute(axes).reshape(shape)
     for position, axis in enumerate(_CANONICAL):
         if axis not in layout:
             output = output.unsqueeze(position)
@@ -48,7 +51,7 @@ class Tap(NamedTuple):
 
     Attributes:
         module: name of the module, as in ``named_modules``.
-        layout: order of its axes, out of B, C, T and F.
+        layout: order of its axes, out of B, C, T and F; several C, such as microphones and channels, become one.
         reads: ``output`` or ``input`` (the positional arguments).
         path: indices that lead to the tensor in nested outputs or arguments.
     """
@@ -66,8 +69,9 @@ def parse_tap(tap: Any) -> Tap:
     if not isinstance(tap, Mapping) or "module" not in tap or set(tap) - {"module", "layout", "output", "input"}:
         raise ValueError(f"a tap is a module name or has module, layout and output or input; got {tap!r}")
     layout = str(tap.get("layout", _CANONICAL))
-    if len(set(layout)) != len(layout) or not {"B", "T"} <= set(layout) <= set(_CANONICAL):
-        raise ValueError(f"tap layout {layout!r} must name B and T and may name C and F, each once")
+    once = layout.replace("C", "")
+    if len(set(once)) != len(once) or not {"B", "T"} <= set(layout) <= set(_CANONICAL):
+        raise ValueError(f"tap layout {layout!r} must name B and T once and may name F once and C, also several times")
     if "input" in tap and "output" in tap:
         raise ValueError(f"a tap reads the input or the output of {tap['module']!r}, not both")
     reads = "input" if "input" in tap else "output"

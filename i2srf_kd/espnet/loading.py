@@ -12,6 +12,7 @@ from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks.enh import EnhancementTask
 from torch import Tensor, nn
 
+from i2srf_kd.espnet.default_taps import microphones
 from i2srf_kd.espnet.inference import enhance_waveform
 from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate
 from i2srf_kd.system.config import read_yaml
@@ -66,7 +67,7 @@ class ESPnetWindowEnhancer(nn.Module):
         super().__init__()
         self.model = model
         self.fs = fs
-        self.num_mics = int(getattr(model.separator, "num_mics", 1))
+        self.num_mics = microphones(model.separator)
 
     def enhance_window(self, speech: Tensor) -> Tensor:
         """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""
@@ -78,6 +79,8 @@ def load_enhancer_from_experiment(path: PathLike, device: str = "cpu") -> ESPnet
     path = Path(path)
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
     experiment = Experiment(folder)
+    if experiment.separator == "fasnet":
+        raise UserError(f"{folder} does not say how many microphones its FaSNet is for: use ESPnet's enh_inference")
     model, _ = load_espnet_model(folder / CONFIG, experiment.weights(name))
     return ESPnetWindowEnhancer(model, experiment.fs).to(device).eval()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from i2srf_kd.audio.normalize import mixture_level
 from i2srf_kd.distill.method import Layout, Side, layout_of
 from i2srf_kd.distill.taps import FeatureTaps
+from i2srf_kd.espnet.default_taps import default_taps, microphones
 from i2srf_kd.espnet.distill_criterion import STUDENT_KEY, TEACHER_KEY, DistillCriterion, DistillWrapper
 from i2srf_kd.espnet.teacher import FrozenTeacher, planes, restore_level, same_transform
 from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
@@ -45,7 +46,8 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
             raise UserError("the student normalises the mixture's variance and the teacher was trained without it")
         self._teacher = (teacher,)  # a tuple hides it from torch's module tree
         try:
-            self.student_taps = FeatureTaps(self, distill.get("student_taps"))
+            taps = distill.get("student_taps")
+            self.student_taps = FeatureTaps(self, default_taps(self) if taps is None else taps)
             student_layout, teacher_layout = self._layouts(teacher)
             criterion = DistillCriterion(distill, student_layout, teacher_layout)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
@@ -83,7 +85,7 @@ class DistillEnhancementModel(ESPnetEnhancementModel):
     @torch.no_grad()
     def _layouts(self, teacher: FrozenTeacher) -> Tuple[Layout, Layout]:
         """Layouts of both networks' feature sets, read off one second of noise."""
-        mics = max(getattr(m.separator, "num_mics", 1) for m in (self, teacher.model))
+        mics = max(microphones(m.separator) for m in (self, teacher.model))
         shape = (1, _PROBE_SAMPLES, mics) if mics > 1 else (1, _PROBE_SAMPLES)
         probe = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         lengths = torch.tensor([_PROBE_SAMPLES])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from i2srf_kd.distill.method import layout_of
 from i2srf_kd.distill.taps import Features, FeatureTaps
+from i2srf_kd.espnet.default_taps import default_taps, microphones
 
 _SECONDS = (1.0, 1.5)
 _TIME_GROWTH = (1.3, 1.7)  # frames at both ends of a clip do not grow with it
@@ -53,7 +54,7 @@ def tappable(model: Any, fs: int, inputs: bool) -> List[Tappable]:
 def _run(model: Any, fs: int, clips: int, seconds: float) -> None:
     """One forward pass over noise."""
     samples = round(fs * seconds)
-    mics = int(getattr(model.separator, "num_mics", 1))
+    mics = microphones(model.separator)
     generator = torch.Generator().manual_seed(0)
     noise = 0.1 * torch.randn((clips, samples, mics) if mics > 1 else (clips, samples), generator=generator)
     mixture, lengths = model.encoder(noise, torch.full((clips,), samples))
@@ -132,7 +133,7 @@ def _describe_sets(features: Features) -> List[str]:
 
 def recorded_sets(model: Any, fs: int, spec: Optional[Dict[str, List[Any]]]) -> List[str]:
     """Feature sets of one second, described."""
-    taps = FeatureTaps(model, spec)
+    taps = FeatureTaps(model, default_taps(model) if spec is None else spec)
     with taps.record() as features:
         _run(model, fs, 1, _SECONDS[0])
     return _describe_sets(features)

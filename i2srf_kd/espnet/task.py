@@ -158,6 +158,8 @@ class DistillEnhancementTask(EnhancementTask):
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         try:
+            if getattr(args, "iterator_type", None) == "chunk":
+                args.iterator_type = "task"  # chunks as well, so that configurations of ESPnet's recipes need no change
             _check_gpus(args)
             _check_speed(args)
             plan_hours(args)

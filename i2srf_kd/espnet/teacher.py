@@ -12,6 +12,7 @@ from torch import Tensor
 from i2srf_kd.audio.normalize import mixture_level
 from i2srf_kd.distill.method import Side
 from i2srf_kd.distill.taps import FeatureTaps
+from i2srf_kd.espnet.default_taps import default_taps
 from i2srf_kd.espnet.loading import load_espnet_model
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training.speed import SpeedOptions, ordinary
@@ -51,7 +52,7 @@ class FrozenTeacher:
 
     Args:
         model: the trained teacher.
-        taps: tap points of its feature sets, or None for a network that announces them.
+        taps: tap points of its feature sets; None: :func:`default_taps`, or what the network announces.
         needs: what beyond features the methods read (``spectrum``, ``waveform``).
 
     Attributes:
@@ -76,7 +77,7 @@ class FrozenTeacher:
         self.analysis: Optional[AbsEncoder] = None
         self.speed = SpeedOptions()
         try:
-            self.taps = FeatureTaps(model, taps)
+            self.taps = FeatureTaps(model, default_taps(model) if taps is None else taps)
         except ValueError as error:
             raise UserError(f"teacher: {error}") from None
 

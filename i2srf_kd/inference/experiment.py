@@ -133,7 +133,8 @@ class Experiment:
 
         Args:
             name: a file of the folder, with or without ``.pth``, with or without the folder. Default: the average of
-                the best epochs by the first ``best_model_criterion``, else the best epoch, else the latest.
+                the best epochs by the first ``best_model_criterion`` of the validation (ESPnet's default begins with
+                one of the training), else the best epoch, else the latest.
 
         Raises:
             UserError: it is not there; the message lists what is.
@@ -201,7 +202,7 @@ class Experiment:
         names = []
         criteria = self.config.get("best_model_criterion") or []
         if criteria:
-            phase, key = criteria[0][:2]
+            phase, key = next((criterion for criterion in criteria if criterion[0] == "valid"), criteria[0])[:2]
             names = [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
         return [*names, "latest.pth"]
 

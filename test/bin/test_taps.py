@@ -30,7 +30,9 @@ def test_layouts_are_found(small, large, is_complex: bool, layout) -> None:
 def test_a_listed_tap_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = str(CONF / "small" / "train_teacher_bsrnn.yaml")
     assert taps.main([teacher, "--match", "mask_decoder", "--depth", "3", "--inputs"]) == 0
-    assert "`{module: separator.bsrnn.mask_decoder, input: 0}`" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "`{module: separator.bsrnn.mask_decoder, input: 0}`" in said
+    assert "- module: separator.bsrnn.norm_time.3" in said and "decoder: 2 x 63 x 257" in said  # by default
     (tmp_path / "kd.yaml").write_text("teacher_taps: {late: [{module: separator.bsrnn.mask_decoder, input: 0}]}\n")
     assert taps.main([teacher, "--check", str(tmp_path / "kd.yaml")]) == 0
     assert "late: 32 x 63 x 29" in capsys.readouterr().out

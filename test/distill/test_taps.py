@@ -50,6 +50,8 @@ def test_layouts() -> None:
     x = torch.randn(2, 5, 3)
     assert torch.equal(canonical(x, "BTC")[:, :, :, 0], x.transpose(1, 2))
     assert torch.equal(canonical(x, "BTF")[:, 0], x)
+    mics = torch.randn(2, 4, 5, 3)
+    assert torch.equal(canonical(mics, "BCTC"), mics.transpose(2, 3).reshape(2, 12, 5, 1))
     spectrum = torch.randn(2, 5, 3, dtype=torch.complex64)
     both = canonical(spectrum, "BTF")
     assert both.shape == (2, 2, 5, 3) and torch.equal(both[:, 1], spectrum.imag)

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+import yaml
 from export.trained import make_experiment, make_network, save_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,11 @@ def test_default_weights_are_average_then_best_then_latest(experiment, network):
     for name in order:
         save_weights(network, experiment / name)
         assert Experiment(experiment).weights().name == name
+    config = yaml.safe_load((experiment / "config.yaml").read_text())
+    config["best_model_criterion"].insert(0, ["train", "loss", "min"])  # as ESPnet does by default
+    (experiment / "config.yaml").write_text(yaml.safe_dump(config))
+    save_weights(network, experiment / "train.loss.ave.pth")
+    assert Experiment(experiment).weights().name == order[-1]
 
 
 def test_weights_by_name_with_or_without_suffix_and_folder(experiment, network, tmp_path):
