@@ -52,17 +52,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from i2srf_kd.ablation.cost import mean_cost, training_cost, training_environments
 from i2srf_kd.ablation.grid import Cell, Grid
 from i2srf_kd.ablation.runs import Run
 from i2srf_kd.ablation.table import to_csv, to_markdown
-from i2srf_kd.metrics.table import in_order, metric_named
+from i2srf_kd.metrics.table import in_order
 from i2srf_kd.results import model as results
-from i2srf_kd.results.comparison import read_system
-from i2srf_kd.results.model import MIXTURE, TEACHER, Statistics, System, common_seeds, score_matrix
+from i2srf_kd.results.comparison import difference, gap_closed, means, read_system
+from i2srf_kd.results.model import MIXTURE, TEACHER, System
 from i2srf_kd.results.scores import LEVEL, RESAMPLES
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
@@ -131,7 +128,6 @@ class _Collector:
         self.teacher = read_system(TEACHER, [teacher], places.teacher)
         self.utterances = list(self.noisy.runs[0].scores)
         self.metrics = in_order(self.noisy.metrics)
-        self.statistics = Statistics(len(self.utterances))
         self._check(TEACHER, self.teacher.runs[0])
         self.finished = {run.folder: self._read(run) for run in runs if run.state([test_set]) == "finished"}
         self.cells: Dict[str, System] = {}
@@ -156,16 +152,6 @@ class _Collector:
         missing = [metric for metric in self.metrics if metric not in run.scores[self.utterances[0]]]
         if missing:
             raise UserError(f"{title} was scored without {', '.join(missing)}: score all with one --score_args")
-
-    def _values(self, system: System, metric: str, seeds: Sequence[Optional[int]]) -> NDArray[np.float64]:
-        """Scores ``(S, U)``, utterances in the order of the mixtures."""
-        return score_matrix(system.with_seeds(seeds), self.utterances, metric)
-
-    def _means(self, system: Optional[System]) -> Optional[Dict[str, Any]]:
-        if system is None:
-            return None
-        seeds = [run.seed for run in system.runs]
-        return {metric: self.statistics.mean(self._values(system, metric, seeds)) for metric in self.metrics}
 
     def build(self, command: str, options: Mapping[str, str]) -> Dict[str, Any]:
         cells = [self._cell(cell) for cell in self.grid.cells]
@@ -209,7 +195,7 @@ class _Collector:
             "scored": relative(self.places.noisy / f"scored_{self.set}"),
             "audio_scp": relative(raw / "wav.scp"),
             "reference_scp": relative(raw / "spk1.scp"),
-            "metrics": self._means(self.noisy),
+            "metrics": self.noisy.metrics,
         }
 
     def _teacher(self) -> Dict[str, Any]:
@@ -221,7 +207,7 @@ class _Collector:
             "audio_scp": relative(enhanced / "spk1.scp"),
             "complexity": self.teacher.complexity,
             "training": training_cost(self.places.teacher_experiment),
-            "metrics": self._means(self.teacher),
+            "metrics": self.teacher.metrics,
         }
 
     def _cell(self, cell: Cell) -> Dict[str, Any]:
@@ -233,7 +219,7 @@ class _Collector:
             "name": cell.name,
             **cell.definition(),
             "seeds": seeds,
-            "metrics": self._means(system),
+            "metrics": means(system) if system else None,
             "differences": {other: self._differences(cell.name, other) for other in others if other != cell.name},
             "gap_closed": self._gap_closed(cell.name),
             "training": mean_cost([seed["training"] for seed in seeds if seed["state"] == "finished"]),
@@ -257,27 +243,12 @@ class _Collector:
         }
 
     def _differences(self, name: str, other: str) -> Optional[Dict[str, Any]]:
-        a, b = self.cells.get(name), self.cells.get(other)
-        seeds = common_seeds(a, b)
-        if a is None or b is None or not seeds:
-            return None
-        return {
-            metric: self.statistics.mean(self._values(a, metric, seeds) - self._values(b, metric, seeds))
-            for metric in self.metrics
-        }
+        return difference(self.cells.get(name), self.cells.get(other)) or None
 
     def _gap_closed(self, name: str) -> Optional[Dict[str, Any]]:
-        cell, baseline = self.cells.get(name), self.cells.get(self.grid.baseline)
-        seeds = common_seeds(cell, baseline)
-        if name == self.grid.baseline or cell is None or baseline is None or not seeds:
+        if name == self.grid.baseline:
             return None
-        shares = {}
-        for metric in self.metrics:
-            student = self._values(baseline, metric, seeds)
-            better = 1.0 if metric_named(metric).higher_is_better else -1.0
-            gain, gap = (better * (self._values(one, metric, seeds) - student) for one in (cell, self.teacher))
-            shares[metric] = self.statistics.share(gain, gap)
-        return shares
+        return gap_closed(self.cells.get(name), self.cells.get(self.grid.baseline), self.teacher) or None
 
 
 def _add_relative_cost(cells: Sequence[Dict[str, Any]], baseline: str) -> None:

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from i2srf_kd.metrics.table import metric_named
+from i2srf_kd.metrics.table import MAIN, metric_named
 from i2srf_kd.results.drawing import Estimate, forest_panels, save_png
-
-_SHOWN = ("pesq_wb", "csig", "covl", "stoi", "ssnr", "si_sdr")
 
 
 def forest_plot(results: Mapping[str, Any], path: Path) -> None:
@@ -17,7 +15,7 @@ def forest_plot(results: Mapping[str, Any], path: Path) -> None:
         path: picture to write.
     """
     rows = _rows(results)
-    metrics = [metric for metric in _SHOWN if metric in results["metrics"]] or list(results["metrics"])
+    metrics = [metric for metric in MAIN if metric in results["metrics"]] or list(results["metrics"])
     panels = {
         metric_named(metric).label: [_estimate(label, row[metric], metric) for label, row in rows] for metric in metrics
     }

@@ -2,18 +2,28 @@
 
 import csv
 import io
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 from i2srf_kd.metrics.table import metric_named
-from i2srf_kd.results.table import cell_text, environment_lines, table_lines
+from i2srf_kd.results.table import environment_lines, labels_of, score_cells
+from i2srf_kd.system.markdown import MISSING, Column, table_lines, table_of
 
 _INTERVAL = ("mean", "low", "high")
+_COST = (
+    Column("name", "cell"),
+    Column("steps", "steps", "{:,.0f}"),
+    Column("seconds_per_step", "s per step", "{:.3f}"),
+    Column("relative_cost", "relative", "{:.2f}"),
+    Column("hours", "hours", "{:.2f}"),
+    Column("parameters", "parameters", "{:,.0f}"),
+    Column("distillation_parameters", "of the distillation", "{:,.0f}"),
+)
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
     """The table of :func:`i2srf_kd.ablation.collect.build`'s results."""
     metrics: List[str] = results["metrics"]
-    labels = [metric_named(metric).label for metric in metrics]
+    labels = labels_of(metrics)
     kind = "validation set" if results["is_validation"] else "test set"
     level = round(100 * results["interval"]["level"])
     lines = [
@@ -58,10 +68,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "Means over seeds; seconds per step also depend on what else the machine did. Relative: to "
         f"{results['baseline']}.",
         "",
-        *table_lines(
-            ["cell", "steps", "s per step", "relative", "hours", "parameters", "of the distillation"],
-            _cost_rows(results),
-        ),
+        *table_of(_COST, _cost_rows(results)),
     ]
     unfinished = [
         f"- {cell['name']}, seed {seed['seed']}: {seed['state']} (`{seed['log']}`)"
@@ -95,12 +102,10 @@ def _finished(cell: Mapping[str, Any]) -> str:
 
 def _score_rows(results: Mapping[str, Any]) -> List[List[str]]:
     rows = [
-        [name, "–", *(cell_text(metric, results[name]["metrics"][metric]) for metric in results["metrics"])]
-        for name in ("noisy", "teacher")
+        [name, MISSING, *score_cells(results["metrics"], results[name]["metrics"])] for name in ("noisy", "teacher")
     ]
     for cell in results["cells"]:
-        values = cell["metrics"] or {}
-        rows.append([cell["name"], _finished(cell), *(cell_text(m, values.get(m)) for m in results["metrics"])])
+        rows.append([cell["name"], _finished(cell), *score_cells(results["metrics"], cell["metrics"])])
     return rows
 
 
@@ -109,7 +114,7 @@ def _deviation_rows(results: Mapping[str, Any]) -> List[List[str]]:
     for cell in results["cells"]:
         values = cell["metrics"] or {}
         deviations = {metric: (values.get(metric) or {}).get("seed_std") for metric in results["metrics"]}
-        numbers = ["–" if value is None else metric_named(m).text(value) for m, value in deviations.items()]
+        numbers = [MISSING if value is None else metric_named(m).text(value) for m, value in deviations.items()]
         rows.append([cell["name"], _finished(cell), *numbers])
     return rows
 
@@ -120,16 +125,13 @@ def _difference_rows(results: Mapping[str, Any], other: str) -> List[List[str]]:
         values = cell["differences"].get(other)
         if values:
             seeds = str(values[results["metrics"][0]]["n_seeds"])
-            rows.append([cell["name"], seeds, *(cell_text(m, values[m], signed=True) for m in results["metrics"])])
+            rows.append([cell["name"], seeds, *score_cells(results["metrics"], values, signed=True)])
     return rows
 
 
 def _gap_rows(results: Mapping[str, Any]) -> List[List[str]]:
-    rows = []
-    for cell in results["cells"]:
-        if cell["gap_closed"]:
-            rows.append([cell["name"], *(_share(cell["gap_closed"][metric]) for metric in results["metrics"])])
-    return rows
+    gaps = {cell["name"]: cell["gap_closed"] for cell in results["cells"] if cell["gap_closed"]}
+    return [[name, *(_share(gap[metric]) for metric in results["metrics"])] for name, gap in gaps.items()]
 
 
 def _share(value: Mapping[str, Any]) -> str:
@@ -138,27 +140,9 @@ def _share(value: Mapping[str, Any]) -> str:
     return f"{100 * value['share']:.0f} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
 
 
-def _cost_rows(results: Mapping[str, Any]) -> List[List[str]]:
-    rows = []
-    teacher: Dict[str, Any] = {"name": "teacher", "relative_cost": None, **results["teacher"]}
-    for cell in [teacher, *results["cells"]]:
-        cost = cell["training"] or {}
-        rows.append(
-            [
-                cell["name"],
-                _form(cost.get("steps"), ",.0f"),
-                _form(cost.get("seconds_per_step"), ".3f"),
-                _form(cell["relative_cost"], ".2f"),
-                _form(cost.get("hours"), ".2f"),
-                _form(cost.get("parameters"), ",.0f"),
-                _form(cost.get("distillation_parameters"), ",.0f"),
-            ]
-        )
-    return rows
-
-
-def _form(value: Optional[float], form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _cost_rows(results: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    teacher: Dict[str, Any] = {"name": "teacher", **results["teacher"]}
+    return [{**cell, **(cell["training"] or {})} for cell in [teacher, *results["cells"]]]
 
 
 def to_csv(results: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from i2srf_kd.metrics.complexity import macs_per_second
 from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
 from i2srf_kd.nets.front import FRONTS, build_front
 from i2srf_kd.system.errors import UserError, run_command
+from i2srf_kd.system.markdown import Column, table_of
 
 FS = 16000
 
@@ -47,16 +48,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     def spectrum(seconds: float) -> Any:
         return (stft(torch.randn(1, round(seconds * FS), args.num_mics)),)
 
-    print("| network | channels | blocks | parameters | GMAC/s | without GRUs |")
-    print("|---|---|---|---|---|---|")
+    columns = [
+        Column("preset", "network", "`{}`"),
+        Column("channels", "channels"),
+        Column("blocks", "blocks"),
+        Column("parameters", "parameters", "{:,}"),
+        Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
+        Column("gmacs_per_second", "without GRUs", "{:.2f}"),
+    ]
+    rows = []
     for preset in args.preset or PRESETS:
         network = build_dpdcrn(preset, input_channels=2 * args.num_mics, **front).eval()
         cost = macs_per_second(network, spectrum, args.seconds)
-        size = PRESETS[preset]
-        print(
-            f"| `{preset}` | {size['channels']} | {size['blocks']} | {cost.parameters:,} | "
-            f"{cost.gmacs_per_second_with_recurrent:.2f} | {cost.gmacs_per_second:.2f} |"
-        )
+        rows.append({"preset": preset, **PRESETS[preset], **cost._asdict()})
+    print("\n".join(table_of(columns, rows)))
     return 0
 
 

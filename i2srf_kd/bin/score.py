@@ -49,9 +49,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nj", metavar="K", type=int, default=1, help="local processes (default: 1)")
     parser.add_argument("--metrics", nargs="+", choices=SCORES, help="default: all that exist at the audio's rate")
     parser.add_argument("--ref_channel", type=int, default=0, help="channel of multi-channel files (default: 0)")
-    parser.add_argument(
-        "--zero_mean", choices=("true", "false"), default="false", help="remove the mean before SI-SDR (default: false)"
-    )
     parser.add_argument("--dnsmos_model", help="sig_bak_ovr.onnx of DNSMOS P.835, to add its three scores")
     parser.add_argument(
         "--asr_model",
@@ -76,9 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     pairs = read_pairs(args.ref_data_dir, args.enhanced_scp)
     metrics = tuple(args.metrics or default_metrics(rate_of(pairs)))
     record = asr_record(args.asr_model, metrics)
-    options = ScoreOptions(
-        metrics, args.ref_channel, args.zero_mean == "true", args.dnsmos_model, record.get("asr_model")
-    )
+    options = ScoreOptions(metrics, args.ref_channel, args.dnsmos_model, record.get("asr_model"))
     if not args.collect:
         recogniser = asr.Recogniser(options.asr_model, batch_size=args.asr_batch_size) if options.asr_model else None
         # One thread per process: the measures are small and the processes share the cores.

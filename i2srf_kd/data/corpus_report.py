@@ -18,6 +18,7 @@ from i2srf_kd.audio.level import active_frames, to_db
 from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems, write_table
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, atomic_path, remove_temporaries, write_text
+from i2srf_kd.system.markdown import table_lines
 from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
 
@@ -256,8 +257,8 @@ def format_markdown(report: Dict[str, Any]) -> str:
         ("silence in the reference", lambda s: f"{100 * s['silence_share']:.1f} %"),
         ("dropped in formatting", lambda s: f"{s['dropped_in_formatting']}"),
     ]
-    lines = ["# Corpus report", "", "| | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    lines += [f"| {title} | " + " | ".join(show(figures) for figures in sets.values()) + " |" for title, show in rows]
+    lines = ["# Corpus report", ""]
+    lines += table_lines(["", *sets], [[title, *(show(figures) for figures in sets.values())] for title, show in rows])
     lines += [
         "",
         "SNR: whole utterance, reference against mixture minus reference. Clipping: samples of the mixture at",

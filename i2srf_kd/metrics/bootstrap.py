@@ -1,4 +1,4 @@
-"""Percentile bootstrap over utterances, and over utterances and training seeds together."""
+"""Percentile bootstrap over training seeds and utterances together; with one seed, over utterances alone."""
 
 import math
 import warnings
@@ -9,30 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 _INDICES_AT_ONCE = 2_000_000
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    """Utterances that entered."""
-    n_nan: int
-    """Utterances left out because their score is undefined."""
-
-
-class Difference(NamedTuple):
-    """A mean paired difference and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    n_nan: int
-    share_positive: float
-    """Share of resamples whose mean difference is above 0."""
 
 
 def _check(level: float, resamples: int) -> None:
@@ -47,69 +23,18 @@ def _bounds(means: NDArray[np.float64], level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _estimate(values: NDArray[np.float64], level: float, resamples: int, seed: int) -> Difference:
-    """Mean, interval and share above 0 of values ``(n,)``; NaN entries are left out and counted."""
-    _check(level, resamples)
-    defined = values[~np.isnan(values)]
-    missing = len(values) - len(defined)
-    if len(defined) < 2:  # which scipy refuses
-        mean = float(defined[0]) if len(defined) else float("nan")
-        return Difference(mean, mean, mean, len(defined), missing, float(mean > 0) if len(defined) else mean)
-    result = stats.bootstrap(
-        (defined,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, _INDICES_AT_ONCE // len(defined)),  # memory stays bounded
-        vectorized=True,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = map(float, result.confidence_interval)
-    share = float(np.mean(result.bootstrap_distribution > 0))
-    return Difference(float(defined.mean()), low, high, len(defined), missing, share)
+def mean_with_interval(
+    values: ArrayLike, level: float = 0.95, resamples: int = 10000, seed: int = 0
+) -> "CrossedInterval":
+    """Mean of scores ``(n,)``, or of paired differences, with a percentile bootstrap interval over utterances.
 
-
-def mean_with_interval(values: ArrayLike, level: float = 0.95, resamples: int = 10000, seed: int = 0) -> Interval:
-    """Mean over utterances with a percentile bootstrap interval (Efron, 1979).
-
-    The interval says how much the mean would move with other utterances from the same source; it says nothing about
-    other speakers, noises or training seeds.
-
-    Args:
-        values: one score per utterance, ``(n,)``; NaN entries are left out and counted.
-        level: coverage of the interval.
-        resamples: number of bootstrap resamples.
-        seed: makes the interval repeatable.
-
-    Returns:
-        NaN in mean, low and high if no score is defined.
+    The interval (Efron, 1979) says how much the mean would move with other utterances from the same source; it says
+    nothing about other speakers, noises or training seeds. Two systems that are scored on the same utterances share
+    most of their variance: the interval of their differences is far narrower than the two separate ones suggest.
+    See :class:`CrossedBootstrap` for the arguments.
     """
-    return Interval(*_estimate(np.asarray(values, dtype=np.float64).ravel(), level, resamples, seed)[:5])
-
-
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, resamples: int = 10000, seed: int = 0
-) -> Difference:
-    """Mean of ``a - b`` over utterances with a percentile bootstrap interval, utterances resampled as pairs.
-
-    Two systems scored on the same utterances share most of their variance, so this interval is far narrower than the
-    two separate ones suggest.
-
-    Args:
-        a: scores of one system, ``(n,)``.
-        b: scores of the other on the same utterances in the same order, ``(n,)``; a pair with a NaN is left out.
-        level: coverage of the interval.
-        resamples: number of bootstrap resamples.
-        seed: makes the interval repeatable.
-
-    Raises:
-        ValueError: different numbers of scores.
-    """
-    first, second = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
-    if len(first) != len(second):
-        raise ValueError(f"paired scores differ in number: {len(first)} and {len(second)}")
-    return _estimate(first - second, level, resamples, seed)
+    scores = np.asarray(values, dtype=np.float64).ravel()
+    return CrossedBootstrap(1, len(scores), level, resamples, seed).mean(scores[None])
 
 
 class CrossedInterval(NamedTuple):

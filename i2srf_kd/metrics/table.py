@@ -19,11 +19,10 @@ class Pair:
         reference: clean waveform, ``(samples,)``, float64 in [-1, 1].
         estimate: enhanced waveform of the same length.
         fs: sampling rate in Hz.
-        zero_mean: remove the mean before SI-SDR.
     """
 
-    def __init__(self, reference: np.ndarray, estimate: np.ndarray, fs: int, zero_mean: bool = False):
-        self.reference, self.estimate, self.fs, self.zero_mean = reference, estimate, fs, zero_mean
+    def __init__(self, reference: np.ndarray, estimate: np.ndarray, fs: int):
+        self.reference, self.estimate, self.fs = reference, estimate, fs
 
     @cached_property
     def wb_pesq(self) -> float:
@@ -50,7 +49,7 @@ class Metric(NamedTuple):
         decimals: that are shown.
         unit: behind the name; empty for scores without one.
         scale: from the number in files (STOI and WER are fractions there) to the shown one.
-        higher_is_better: false for errors.
+        higher_is_better: false for errors; None where nobody has said it.
         rate: in Hz that the score is defined at; audio of a higher rate is scored on a copy at this one, audio of a
             lower rate has no such score. None: scored at any rate.
         compute: the score of a pair; None for scores that need more than a pair, such as a recogniser.
@@ -60,14 +59,16 @@ class Metric(NamedTuple):
     decimals: int = 3
     unit: str = ""
     scale: float = 1.0
-    higher_is_better: bool = True
+    higher_is_better: Optional[bool] = True
     rate: Optional[int] = None
     compute: Optional[Callable[["Pair"], float]] = None
 
     @property
     def label(self) -> str:
-        """Heading of a column: name and unit."""
-        return f"{self.name} [{self.unit}]" if self.unit else self.name
+        """Heading of a column: name, unit and which way is better."""
+        unit = f" [{self.unit}]" if self.unit else ""
+        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.name}{unit}{arrow}"
 
     def text(self, value: float, signed: bool = False) -> str:
         """A value from a file as it is shown, without its unit."""
@@ -89,9 +90,7 @@ METRICS: Dict[str, Metric] = {
     "estoi": Metric(
         "ESTOI", 2, "%", 100.0, compute=lambda pair: perceptual.estoi(pair.reference, pair.estimate, pair.fs)
     ),
-    "si_sdr": Metric(
-        "SI-SDR", 2, "dB", compute=lambda pair: signal.si_sdr(pair.reference, pair.estimate, pair.zero_mean)
-    ),
+    "si_sdr": Metric("SI-SDR", 2, "dB", compute=lambda pair: signal.si_sdr(pair.reference, pair.estimate)),
     "wer": Metric("WER", 2, "%", 100.0, higher_is_better=False, rate=WIDE_BAND),
     "challenge": Metric("challenge score", rate=WIDE_BAND),
     "dnsmos_sig": Metric("DNSMOS SIG", rate=WIDE_BAND),
@@ -109,7 +108,7 @@ MAIN = ("pesq_wb", "pesq_nb", "si_sdr", "stoi")
 
 def metric_named(name: str) -> Metric:
     """How a score is shown, also one that is not in the table."""
-    return METRICS.get(name) or Metric(name)
+    return METRICS.get(name) or Metric(name, higher_is_better=None)
 
 
 def in_order(names: Iterable[str]) -> List[str]:

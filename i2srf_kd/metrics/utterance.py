@@ -38,7 +38,6 @@ def score_utterance(
     estimate: ArrayLike,
     fs: int,
     metrics: Sequence[str] = DEFAULT,
-    zero_mean: bool = False,
 ) -> Dict[str, float]:
     """Score one utterance.
 
@@ -48,7 +47,6 @@ def score_utterance(
         fs: sampling rate in Hz; at least 16000 for ``pesq_wb``, ``csig``, ``cbak`` and ``covl``, which are those of
             copies at 16000 Hz, and 8000 for ``pesq_nb``.
         metrics: which of :data:`~i2srf_kd.metrics.table.SCORES` to compute.
-        zero_mean: remove the mean before SI-SDR.
 
     Returns:
         Metric to value, in the order of ``metrics``. STOI and ESTOI are fractions, SSNR and SI-SDR are in dB. NaN where
@@ -68,7 +66,7 @@ def score_utterance(
         rate = metric.rate or fs
         if rate not in pairs:
             copies = perceptual.copies_at(rate, name, fs, (ref, est))
-            pairs[rate] = Pair(copies[0], copies[1], rate, zero_mean)
+            pairs[rate] = Pair(copies[0], copies[1], rate)
         assert metric.compute is not None
         return metric.compute(pairs[rate])
 

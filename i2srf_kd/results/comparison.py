@@ -1,24 +1,86 @@
 """Systems that were scored alike: read from the folders that scoring wrote, and compared with one another."""
 
 import glob
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from i2srf_kd.metrics.bootstrap import paired_difference
-from i2srf_kd.metrics.table import in_order
-from i2srf_kd.results.model import MIXTURE, Run, Score, Statistics, System, score_matrix
+import numpy as np
+from numpy.typing import NDArray
+
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
+from i2srf_kd.metrics.table import in_order, metric_named
+from i2srf_kd.results.model import MIXTURE, Run, Score, System
 from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 
-_SCORED_WITH = ("si_sdr_zero_mean", "ref_channel", "asr_model")
+_SCORED_WITH = ("ref_channel", "asr_model")
+_Scores = NDArray[np.float64]
+
+# Statistics -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _bootstrap(seeds: int, utterances: int) -> CrossedBootstrap:
+    """The same object for the same numbers, so that comparisons share draws."""
+    return CrossedBootstrap(seeds, utterances, LEVEL, RESAMPLES, SEED)
+
+
+def _mean(values: _Scores) -> Score:
+    """Mean of scores or of paired differences, ``(S, U)``, with its interval over seeds and utterances."""
+    return finite(_bootstrap(*values.shape).mean(values)._asdict())
+
+
+def _by_metric(*groups: Sequence[Run]) -> Dict[str, List[_Scores]]:
+    """Scores ``(S, U)`` of each group of runs, on the utterances and in the metrics that all runs have."""
+    runs = [run for group in groups for run in group]
+    utterances = sorted(set.intersection(*(set(run.scores) for run in runs))) if runs else []
+    if not utterances:
+        return {}
+    metrics = set.intersection(*(set(run.scores[utterances[0]]) for run in runs)) - {"utt", "seconds"}
+    return {
+        metric: [np.array([[run.scores[utt][metric] for utt in utterances] for run in group]) for group in groups]
+        for metric in in_order(metrics)
+    }
+
+
+def paired_scores(*systems: Optional[System]) -> Dict[str, List[_Scores]]:
+    """Scores of each system by metric, ``(S, U)``, with the seeds that all have; nothing where a system is absent."""
+    present = [system for system in systems if system is not None and system.scored]
+    if len(present) < len(systems):
+        return {}
+    own = [[run.seed for run in system.scored] for system in present if system.has_seeds] or [[None]]
+    seeds = [seed for seed in own[0] if all(seed in others for others in own)]
+    return _by_metric(*(system.with_seeds(seeds) for system in present))
+
+
+def means(system: System) -> Dict[str, Score]:
+    """Mean over seeds and utterances by metric."""
+    return {metric: _mean(values) for metric, (values,) in _by_metric(system.scored).items()}
+
+
+def difference(first: Optional[System], second: Optional[System]) -> Dict[str, Score]:
+    """Mean of the paired differences, first minus second, by metric; nothing without common seeds."""
+    return {metric: _mean(a - b) for metric, (a, b) in paired_scores(first, second).items()}
+
+
+def gap_closed(system: Optional[System], baseline: Optional[System], teacher: System) -> Dict[str, Dict[str, Any]]:
+    """By metric, the gain over the baseline divided by the teacher's, both positive where they are for the better."""
+    shares = {}
+    for metric, (own, student, best) in paired_scores(system, baseline, teacher).items():
+        better = -1.0 if metric_named(metric).higher_is_better is False else 1.0
+        result = _bootstrap(*own.shape).ratio(better * (own - student), better * (best - student))
+        numbers = finite({"share": result.ratio, "low": result.low, "high": result.high})
+        shares[metric] = {**numbers, "gap": finite(result.denominator._asdict())}
+    return shares
+
+
+# Systems that options name --------------------------------------------------------------------------------------------
 
 
 def read_system(name: str, scored: Sequence[PathLike], experiment: Optional[PathLike] = None) -> System:
     """Read a system from the folders that ``bin/score.py`` wrote, one per seed, and its ``complexity.json``, if any.
-
-    Means and intervals of several seeds are over seeds and utterances
-    (:class:`~i2srf_kd.metrics.bootstrap.CrossedBootstrap`).
 
     Raises:
         UserError: a file is absent or malformed, or the seeds were not scored alike.
@@ -29,7 +91,7 @@ def read_system(name: str, scored: Sequence[PathLike], experiment: Optional[Path
     several = len(scored) > 1
     runs = [Run(i if several else None, folder, Path(place)) for i, place in enumerate(scored)]
     first = runs[0]
-    metrics = first.summary["metrics"]
+    metrics = first.summary["metrics"].keys()
     for run in runs:
         if not run.scores:
             raise UserError(
@@ -37,12 +99,11 @@ def read_system(name: str, scored: Sequence[PathLike], experiment: Optional[Path
             )
         if run.scores.keys() != first.scores.keys():
             raise UserError(f"system {name}: {run.scored} was scored on other utterances than {first.scored}")
-        if how_scored(run) != how_scored(first) or run.summary["metrics"].keys() != metrics.keys():
+        if how_scored(run) != how_scored(first) or run.summary["metrics"].keys() != metrics:
             raise UserError(f"system {name}: {run.scored} was scored otherwise than {first.scored}: score it again")
-    if several:
-        statistics, utterances = Statistics(len(first.scores)), list(first.scores)
-        metrics = {m: statistics.mean(score_matrix(runs, utterances, m)) for m in metrics}
-    return System(name, runs, metrics, complexity=first.complexity)
+    system = System(name, runs, complexity=first.complexity)
+    system.metrics = means(system)
+    return system
 
 
 def read_system_option(text: str) -> System:
@@ -146,19 +207,8 @@ def compare(first: System, second: System) -> Dict[str, Any]:
         UserError: different numbers of seeds.
     """
     numbers = [len(first.runs), len(second.runs)]
-    seeds = range(max(numbers))
-    if {*numbers} - {1, len(seeds)}:
+    if {*numbers} - {1, max(numbers)}:
         raise UserError(
             f"{first.name} has {numbers[0]} seeds, {second.name} {numbers[1]}: a paired difference needs the same"
         )
-    utterances = list(first.runs[0].scores)
-    statistics = Statistics(len(utterances)) if len(seeds) > 1 else None
-
-    def difference(name: str) -> Score:
-        a, b = (score_matrix(system.with_seeds(seeds), utterances, name) for system in (first, second))
-        if statistics is not None:
-            return statistics.mean(a - b)
-        return finite(paired_difference(a[0], b[0], LEVEL, RESAMPLES, SEED)._asdict())
-
-    shared = in_order(first.metrics.keys() & second.metrics.keys())
-    return {"name": f"{first.name} - {second.name}", "metrics": {name: difference(name) for name in shared}}
+    return {"name": f"{first.name} - {second.name}", "metrics": difference(first, second)}

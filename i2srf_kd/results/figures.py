@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 
 from i2srf_kd.metrics.table import metric_named
+from i2srf_kd.results.comparison import paired_scores
 from i2srf_kd.results.drawing import (
     CalibrationMap,
     Curve,
@@ -17,7 +18,7 @@ from i2srf_kd.results.drawing import (
     mean_curve,
     terms_figure,
 )
-from i2srf_kd.results.model import Run, System, common_seeds
+from i2srf_kd.results.model import Run, System
 from i2srf_kd.results.study import Study
 
 _STREAMS = ("time", "frequency", "clips")
@@ -65,16 +66,8 @@ def forest(study: Study, metric: str, against: Optional[str] = None) -> Optional
 
 
 def _seed_differences(study: Study, system: System, other: str, metric: str) -> List[float]:
-    base = study.system(other)
-    seeds = common_seeds(system, base)
-    if base is None or not seeds:
-        return []
-    means = [[_mean_score(run, metric) for run in one.with_seeds(seeds)] for one in (system, base)]
-    return [metric_named(metric).scale * (a - b) for a, b in zip(*means, strict=True)]
-
-
-def _mean_score(run: Run, metric: str) -> float:
-    return float(np.nanmean([row[metric] for row in run.scores.values()]))
+    scores = paired_scores(system, study.system(other)).get(metric)
+    return [] if scores is None else [metric_named(metric).scale * x for x in np.nanmean(scores[0] - scores[1], axis=1)]
 
 
 def task_loss_name(run: Run) -> str:

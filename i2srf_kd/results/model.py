@@ -9,15 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from i2srf_kd.data.kaldi_dir import Table
 from i2srf_kd.inference.experiment import CONFIG
-from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.metrics.table import in_order
 from i2srf_kd.results.files import read_audio_paths, read_json, read_log
-from i2srf_kd.results.scores import LEVEL, RESAMPLES, SEED, finite, read_csv
+from i2srf_kd.results.scores import read_csv
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 
@@ -156,50 +152,19 @@ class System:
         """Seeds that are scored."""
         return [run for run in self.runs if run.scores]
 
+    @property
+    def has_seeds(self) -> bool:
+        """False for the one run of mixtures or a teacher, which stands for each seed of others."""
+        return len(self.runs) != 1 or self.runs[0].seed is not None
+
     def with_seeds(self, seeds: Sequence[Optional[int]]) -> List[Run]:
-        """The runs of these seeds, in their order; the one run of mixtures or a teacher stands for each of them."""
-        if len(self.runs) == 1 and self.runs[0].seed is None:
+        """The runs of these seeds, in their order."""
+        if not self.has_seeds:
             return self.runs * len(seeds)
         by_seed = {run.seed: run for run in self.scored}
         return [by_seed[seed] for seed in seeds]
 
 
-def common_seeds(*systems: Optional[System]) -> List[Optional[int]]:
-    """Seeds that all of these systems have scores of; none where a system is absent."""
-    if any(system is None for system in systems):
-        return []
-    seeds = [[run.seed for run in system.scored] for system in systems if system is not None]
-    return [seed for seed in seeds[0] if all(seed in others for others in seeds)]
-
-
 def metrics_of(systems: Iterable[System]) -> List[str]:
     """Metrics of any of the systems, in the order of the columns."""
     return in_order(metric for system in systems for metric in system.metrics)
-
-
-def score_matrix(runs: Sequence[Run], utterances: Sequence[str], metric: str) -> NDArray[np.float64]:
-    """Scores of runs, ``(S, U)``: one row per run, utterances in the order that is given."""
-    return np.array([[run.scores[utt][metric] for utt in utterances] for run in runs], dtype=np.float64)
-
-
-class Statistics:
-    """Intervals over seeds and utterances; one bootstrap for each number of seeds, so that comparisons share draws."""
-
-    def __init__(self, utterances: int):
-        self.utterances = utterances
-        self._bootstraps: Dict[int, CrossedBootstrap] = {}
-
-    def _of(self, seeds: int) -> CrossedBootstrap:
-        if seeds not in self._bootstraps:
-            self._bootstraps[seeds] = CrossedBootstrap(seeds, self.utterances, LEVEL, RESAMPLES, SEED)
-        return self._bootstraps[seeds]
-
-    def mean(self, values: NDArray[np.float64]) -> Score:
-        """Mean of scores or of paired differences, ``(S, U)``, with its interval."""
-        return finite(self._of(len(values)).mean(values)._asdict())
-
-    def share(self, gain: NDArray[np.float64], gap: NDArray[np.float64]) -> Dict[str, Any]:
-        """Ratio of two means of paired differences, both ``(S, U)``."""
-        result = self._of(len(gain)).ratio(gain, gap)
-        numbers = finite({"share": result.ratio, "low": result.low, "high": result.high})
-        return {**numbers, "gap": finite(result.denominator._asdict())}

@@ -19,8 +19,9 @@ from i2srf_kd.results.listening import MAX_SECONDS, make_examples, systems_to_sh
 from i2srf_kd.results.media import PLOT_LEFT, PLOT_RIGHT
 from i2srf_kd.results.model import Run, System
 from i2srf_kd.results.study import Study
-from i2srf_kd.results.table import cell_text
+from i2srf_kd.results.table import cell_text, labels_of, mean_and_interval
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.markdown import MISSING
 from i2srf_kd.system.provenance import scoring_record
 
 
@@ -113,11 +114,11 @@ def _with_size(page: str) -> str:
 
 
 def _number(metric: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> Cell:
-    if not score or score.get("mean") is None:
-        return Cell("–", "")
-    mean, low, high = (metric_named(metric).text(score[key], signed) for key in ("mean", "low", "high"))
+    shown = mean_and_interval(metric, score, signed)
+    if score is None or shown is None:
+        return Cell(MISSING)
     clear = signed and (score["low"] > 0 or score["high"] < 0)
-    return Cell(mean, score["mean"], f"[{low}, {high}]", clear)
+    return Cell(shown[0], score["mean"], shown[1], clear)
 
 
 def summary(study: Study) -> str:
@@ -155,7 +156,7 @@ def facts(study: Study) -> List[str]:
 
 def score_table(study: Study) -> Table:
     """Means with intervals, size and cost of every system."""
-    header = ["system", *(metric_named(metric).label for metric in study.metrics)]
+    header = ["system", *labels_of(study.metrics)]
     gaps = any(system.gap_closed for system in study.systems)
     costs = any(system.relative_cost is not None for system in study.systems)
     header += ([f"gap closed, {metric_named(study.pesq).name}"] if gaps else []) + (["time per step"] if costs else [])
@@ -166,7 +167,7 @@ def score_table(study: Study) -> Table:
         row += [_gap(system, study.pesq)] if gaps else []
         if costs:
             cost = system.relative_cost
-            row.append(Cell("–") if cost is None else Cell(f"{cost:.2f}×", cost))
+            row.append(Cell(MISSING) if cost is None else Cell(f"{cost:.2f}×", cost))
         rows.append([*row, *_complexity(system)])
     interval = f" with {study.interval}" if study.interval else ""
     return Table("scores", f"Mean over utterances and seeds{interval}.", header, rows)
@@ -181,7 +182,7 @@ def _name(system: System) -> Cell:
 def _gap(system: System, metric: str) -> Cell:
     gap = system.gap_closed.get(metric) or {}
     if gap.get("share") is None:
-        return Cell("–")
+        return Cell(MISSING)
     return Cell(f"{100 * gap['share']:.0f} %", gap["share"], f"[{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]")
 
 
@@ -189,8 +190,8 @@ def _complexity(system: System) -> List[Cell]:
     values = system.complexity or {}
     parameters, macs = values.get("parameters"), values.get("gmacs_per_second_with_recurrent")
     return [
-        Cell("–") if parameters is None else Cell(f"{parameters:,}", parameters),
-        Cell("–") if macs is None else Cell(f"{macs:.2f}", macs),
+        Cell(MISSING) if parameters is None else Cell(f"{parameters:,}", parameters),
+        Cell(MISSING) if macs is None else Cell(f"{macs:.2f}", macs),
     ]
 
 
@@ -204,7 +205,7 @@ def difference_tables(study: Study) -> List[Table]:
             for s in study.cells
             if s.name != other and s.differences.get(other)
         ]
-        header = ["system", *(f"Δ {metric_named(metric).label}" for metric in study.metrics)]
+        header = ["system", *(f"Δ {label}" for label in labels_of(study.metrics))]
         caption = f"Paired differences to {other}; bold where the interval leaves out zero."
         tables.append(Table(f"differences-{slug(other)}", caption, header, rows, other))
     return tables
@@ -230,7 +231,7 @@ def _utterance_cell(system: System, utt: str, metric: str) -> Cell:
     rows = [run.scores[utt] for run in system.scored if utt in run.scores]
     values = [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
     if not values:
-        return Cell("–")
+        return Cell(MISSING)
     mean = math.fsum(values) / len(values)
     return Cell(metric_named(metric).text(mean), mean)
 
@@ -246,18 +247,18 @@ def _training_row(system: System, run: Run) -> List[Cell]:
     epochs = len({line["epoch"] for line in run.metrics if line["phase"] == "train"})
     steps, seconds, hours = (run.times[name] for name in ("steps", "seconds_per_step", "hours"))
     start = run.starts[-1] if run.starts else {}
-    device = ", ".join(dict.fromkeys(start.get("gpus") or [])) or start.get("cpu") or "–"
-    commit = start.get("git_hash") or "–"
+    device = ", ".join(dict.fromkeys(start.get("gpus") or [])) or start.get("cpu") or MISSING
+    commit = start.get("git_hash") or MISSING
     short = commit[:10] + (" (changed)" if commit.endswith("-dirty") else "")
     return [
         Cell(system.name, system.name),
-        Cell("–" if run.seed is None else str(run.seed), run.seed or 0),
+        Cell(MISSING if run.seed is None else str(run.seed), run.seed or 0),
         Cell(str(epochs), epochs),
         Cell(f"{steps:,}", steps),
         Cell(f"{hours:.2f}", hours),
-        Cell("–") if seconds is None else Cell(f"{seconds:.2f}", seconds),
+        Cell(MISSING) if seconds is None else Cell(f"{seconds:.2f}", seconds),
         Cell(device, device),
-        Cell(str((start.get("versions") or {}).get("torch", "–"))),
+        Cell(str((start.get("versions") or {}).get("torch", MISSING))),
         Cell(short, commit),
     ]
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, atomic_path, write_text
 
@@ -49,10 +49,8 @@ def finite(values: Mapping[str, Any]) -> Dict[str, Any]:
 
 def summarise(rows: Sequence[Dict[str, Any]], columns: Sequence[str]) -> Dict[str, Any]:
     """Mean, interval and counts per metric. An undefined mean is null."""
-    metrics = {
-        name: finite(mean_with_interval([row[name] for row in rows], LEVEL, RESAMPLES, SEED)._asdict())
-        for name in columns
-    }
+    bootstrap = CrossedBootstrap(1, len(rows), LEVEL, RESAMPLES, SEED)
+    metrics = {name: finite(bootstrap.mean([[row[name] for row in rows]])._asdict()) for name in columns}
     return {
         "utterances": len(rows),
         "seconds": math.fsum(row["seconds"] for row in rows),

@@ -41,7 +41,6 @@ class ScoreOptions(NamedTuple):
 
     metrics: Tuple[str, ...]
     ref_channel: int
-    zero_mean: bool
     dnsmos_model: Optional[str]
     asr_model: Optional[str] = None
 
@@ -101,7 +100,7 @@ def score_pair(pair: Pair, options: ScoreOptions) -> Dict[str, Any]:
     """Score one utterance: its name, its seconds and its metrics, those of a recogniser excepted."""
     reference, estimate, fs = _read_pair(pair, options)
     try:
-        scores = score_utterance(reference, estimate, fs, options.metrics, options.zero_mean)
+        scores = score_utterance(reference, estimate, fs, options.metrics)
         if options.dnsmos_model:
             (copy,) = copies_at(WIDE_BAND, "DNSMOS", fs, align_lengths(reference, estimate, fs)[1:])
             scores.update(_dnsmos(options.dnsmos_model)(copy, WIDE_BAND))
@@ -193,7 +192,7 @@ def collect(
             )
     for folder in (out_dir, out_dir / "shards"):
         remove_temporaries(folder)  # of runs that were killed; all shards are finished
-    how = {"si_sdr_zero_mean": options.zero_mean, "ref_channel": options.ref_channel, "fs": rate_of(pairs)}
+    how = {"ref_channel": options.ref_channel, "fs": rate_of(pairs)}
     return write_scores(out_dir, rows, options.columns, **how, **asr_record)
 
 

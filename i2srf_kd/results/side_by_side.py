@@ -3,23 +3,15 @@
 Costs come from ``python tools/bench models --json``, scores from ``python -m i2srf_kd.bin.score``.
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from i2srf_kd.metrics.table import MAIN, in_order, metric_named
+from i2srf_kd.metrics.table import MAIN, in_order
 from i2srf_kd.results import table
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import System
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
-
-
-class Column(NamedTuple):
-    """A column of costs: key in the rows, heading, and how a value is written."""
-
-    key: str
-    title: str
-    form: str
-
+from i2srf_kd.system.markdown import Column, table_lines
 
 HOW_TO_READ = [
     "GMAC/s: multiply-accumulates per second of audio, recurrent layers and attention included; Fourier transforms, "
@@ -64,33 +56,15 @@ def main_table(rows: Sequence[Mapping[str, Any]]) -> List[str]:
     """Lines of the Markdown table; what was not measured is a dash."""
     threads = sorted({int(key.removeprefix("rtf_")) for row in rows for key in row if key.startswith("rtf_")})
     columns = [
+        Column("name", "system"),
         Column("parameters", "parameters", "{:,}"),
         Column("gmacs_per_second_with_recurrent", "GMAC/s", "{:.2f}"),
         *(Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads),
         Column("peak_mb", "peak memory [MB]", "{:.0f}"),
     ]
     scores = shown_scores(rows)
-    header = ["system", *(column.title for column in columns), *(metric_named(m).label for m in scores)]
-    lines = []
-    for row in rows:
-        cells = [_cell(row.get(column.key), column.form) for column in columns]
-        lines.append([row["name"], *cells, *(table.cell_text(m, row["metrics"].get(m)) for m in scores)])
-    return table.table_lines(header, lines)
-
-
-def _cell(value: Optional[Any], form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def differences_table(differences: Sequence[Mapping[str, Any]]) -> List[str]:
-    """Lines of a Markdown table of paired differences."""
-    scores = shown_scores(differences)
-    header = ["difference", *(metric_named(m).label for m in scores)]
-    rows = [
-        [difference["name"], *(table.cell_text(m, difference["metrics"].get(m), signed=True) for m in scores)]
-        for difference in differences
-    ]
-    return table.table_lines(header, rows)
+    lines = [[column.text(row) for column in columns] + table.score_cells(scores, row["metrics"]) for row in rows]
+    return table_lines([*(column.title for column in columns), *table.labels_of(scores)], lines)
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
@@ -108,7 +82,12 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         *main_table(rows),
     ]
     if content["differences"]:
-        lines += ["", "Paired differences per utterance:", "", *differences_table(content["differences"])]
+        lines += [
+            "",
+            "Paired differences per utterance:",
+            "",
+            *table.difference_lines(content["differences"], shown_scores(rows)),
+        ]
     lines += ["", *(f"- {note}" for note in (*HOW_TO_READ, *content["notes"]))]
     if content["commands"]:
         lines += ["", "```sh", *content["commands"], "```"]

@@ -11,24 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from i2srf_kd.inference.experiment import CONFIG
-from i2srf_kd.metrics.table import METRICS
+from i2srf_kd.results.comparison import difference, means
 from i2srf_kd.results.files import read_json
-from i2srf_kd.results.model import (
-    METRICS_LOG,
-    MIXTURE,
-    TEACHER,
-    Run,
-    Score,
-    Statistics,
-    System,
-    common_seeds,
-    metrics_of,
-    score_matrix,
-)
+from i2srf_kd.results.model import METRICS_LOG, MIXTURE, TEACHER, Run, System, metrics_of
 from i2srf_kd.results.scores import LEVEL
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
@@ -307,28 +293,6 @@ def _data_dir(runs: Iterable[Run], test_set: str) -> Optional[Path]:
 def _score(systems: Sequence[System], baseline: Optional[System]) -> None:
     """Fill in means with their intervals, and paired differences to the baseline."""
     for system in systems:
-        system.metrics = _intervals(system.scored)
-        seeds = common_seeds(system, baseline) if system.distilled else []
-        if baseline is not None and seeds:
-            system.differences[baseline.name] = _intervals(system.with_seeds(seeds), baseline.with_seeds(seeds))
-
-
-def _intervals(runs: Sequence[Run], minus: Sequence[Run] = ()) -> Dict[str, Score]:
-    """Interval by metric, over the utterances that all runs have; of differences where there is something to subtract.
-
-    Args:
-        runs: the seeds of a system.
-        minus: as many runs of another with the same seeds in the same order, or none.
-    """
-    every = [*runs, *minus]
-    utterances = sorted(set.intersection(*(set(run.scores) for run in every))) if every else []
-    if not utterances:
-        return {}
-    shared = set.intersection(*(set(run.scores[utterances[0]]) for run in every))
-    statistics = Statistics(len(utterances))
-
-    def values(metric: str) -> NDArray[np.float64]:
-        scores = score_matrix(runs, utterances, metric)
-        return scores - score_matrix(minus, utterances, metric) if minus else scores
-
-    return {metric: statistics.mean(values(metric)) for metric in METRICS if metric in shared}
+        system.metrics = means(system)
+        if baseline is not None and system.distilled and (differences := difference(system, baseline)):
+            system.differences[baseline.name] = differences

@@ -12,12 +12,18 @@ from i2srf_kd.results.model import System
 from i2srf_kd.results.scores import RESAMPLES
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
+from i2srf_kd.system.markdown import MISSING, Column, table_lines
 from i2srf_kd.system.provenance import scoring_record
 
 _SEEDS_NOTE = [
     "Systems of several seeds: mean over seeds and utterances, both drawn with replacement, independently of each "
     "other, deviations of the seeds widened for their small number (Student's t)."
 ]
+_COMPLEXITY = (
+    Column("parameters", "parameters", "{:,}"),
+    Column("gmacs_per_second", "GMAC/s without recurrent layers", "{:.2f}"),
+    Column("gmacs_per_second_with_recurrent", "GMAC/s with recurrent layers", "{:.2f}"),
+)
 _PICTURES = (".png", ".svg")
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
@@ -60,31 +66,34 @@ def _row(system: System) -> Dict[str, Any]:
     return {**row, "complexity": system.complexity}
 
 
-def cell_text(name: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> str:
-    """A score with its interval, as tables show it."""
-    if score is None or score["mean"] is None:
-        return "–"
+def mean_and_interval(name: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> Optional[Tuple[str, str]]:
+    """A score and its interval as tables show them; None where it is undefined."""
+    if not score or score["mean"] is None:
+        return None
     mean, low, high = (metric_named(name).text(score[key], signed) for key in ("mean", "low", "high"))
     mark = f" ({score['n_nan']} undefined)" if score["n_nan"] else ""
-    return f"{mean} [{low}, {high}]{mark}"
+    return mean, f"[{low}, {high}]{mark}"
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+def cell_text(name: str, score: Optional[Mapping[str, Any]], signed: bool = False) -> str:
+    """A score with its interval in one cell."""
+    return " ".join(mean_and_interval(name, score, signed) or [MISSING])
 
 
-def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
-    """Lines of a Markdown table."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines]
+def score_cells(metrics: Sequence[str], scores: Optional[Mapping[str, Any]], signed: bool = False) -> List[str]:
+    """A row's cells of some metrics."""
+    return [cell_text(metric, (scores or {}).get(metric), signed) for metric in metrics]
 
 
-def _complexity_cells(complexity: Optional[Dict[str, Any]]) -> List[str]:
-    complexity = complexity or {}
-    parameters = complexity.get("parameters")
-    macs = (complexity.get("gmacs_per_second"), complexity.get("gmacs_per_second_with_recurrent"))
-    cells = ["–" if parameters is None else f"{parameters:,}"]
-    return cells + ["–" if value is None else f"{value:.2f}" for value in macs]
+def labels_of(metrics: Sequence[str]) -> List[str]:
+    """Headings of the columns of scores."""
+    return [metric_named(metric).label for metric in metrics]
+
+
+def difference_lines(differences: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> List[str]:
+    """Lines of a table of what :func:`~i2srf_kd.results.comparison.compare` returned."""
+    rows = [[one["name"], *score_cells(metrics, one["metrics"], signed=True)] for one in differences]
+    return table_lines(["difference", *labels_of(metrics)], rows)
 
 
 def environment_lines(record: Dict[str, Any]) -> List[str]:
@@ -119,34 +128,28 @@ def _asr_lines(summary: Dict[str, Any]) -> List[str]:
 def _score_lines(results: Dict[str, Any]) -> List[str]:
     systems = results["systems"]
     metrics = in_order(name for system in systems for name in system["metrics"])
-    labels = [metric_named(name).label for name in metrics]
     first = systems[0]
     seeds = max(system.get("seeds", 1) for system in systems)
     rows = [
         [system["name"] if seeds == 1 else f"{system['name']} ({system.get('seeds', 1)})"]
-        + [cell_text(name, system["metrics"].get(name)) for name in metrics]
-        + _complexity_cells(system["complexity"])
+        + score_cells(metrics, system["metrics"])
+        + [column.text(system["complexity"] or {}) for column in _COMPLEXITY]
         for system in systems
     ]
-    complexity = ["parameters", "GMAC/s without recurrent layers", "GMAC/s with recurrent layers"]
-    mean_removed = "removed" if first.get("si_sdr_zero_mean") else "not removed"
+    header = ["system" if seeds == 1 else "system (seeds)", *labels_of(metrics), *(c.title for c in _COMPLEXITY)]
     lines = [
         "## Scores",
         "",
         f"{first['utterances']} utterances, {first['seconds'] / 60:.1f} min. Mean [95 % interval] by percentile "
         f"bootstrap over utterances ({RESAMPLES} resamples).",
         *(_SEEDS_NOTE if seeds > 1 else []),
-        _rate_text(metrics, first.get("fs")) + f"for SI-SDR the mean is {mean_removed}. GMAC/s: multiply-accumulates "
+        _rate_text(metrics, first.get("fs")) + "for SI-SDR the mean is not removed. GMAC/s: multiply-accumulates "
         "per second of audio.",
         *_asr_lines(first),
         "",
-        *table_lines(["system" if seeds == 1 else "system (seeds)", *labels, *complexity], rows),
+        *table_lines(header, rows),
     ]
     if results["differences"]:
-        rows = [
-            [difference["name"]] + [cell_text(name, difference["metrics"].get(name), signed=True) for name in metrics]
-            for difference in results["differences"]
-        ]
         lines += [
             "",
             "### Paired differences",
@@ -154,7 +157,7 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
             "Mean difference per utterance [95 % interval], utterances"
             + (" and seeds resampled as pairs." if seeds > 1 else " resampled as pairs."),
             "",
-            *table_lines(["difference", *labels], rows),
+            *difference_lines(results["differences"], metrics),
         ]
     return lines
 

@@ -84,11 +84,6 @@ class Study:
         return {cell["name"]: cell for cell in self.build()["cells"]}
 
 
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr("i2srf_kd.results.model.RESAMPLES", 2000)
-
-
 @pytest.fixture
 def study(tmp_path) -> Study:
     return Study(tmp_path)

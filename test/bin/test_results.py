@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from i2srf_kd.bin.results import main
-from i2srf_kd.metrics.bootstrap import paired_difference
+from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.metrics.table import METRICS as KNOWN
 from i2srf_kd.metrics.table import SCORES
 from i2srf_kd.results.scores import write_scores
@@ -16,7 +16,7 @@ from i2srf_kd.system.errors import UserError
 METRICS = ("pesq_wb", "stoi")
 
 
-def _scored(folder, gain, utterances=30, zero_mean=False, nan=()):
+def _scored(folder, gain, utterances=30, ref_channel=0, nan=()):
     generator = np.random.default_rng(0)
     rows = [
         {"utt": f"u{i:03d}", "seconds": 2.0, "pesq_wb": 2.0 + gain + 0.3 * generator.standard_normal(), "stoi": 0.9}
@@ -24,7 +24,7 @@ def _scored(folder, gain, utterances=30, zero_mean=False, nan=()):
     ]
     for index in nan:
         rows[index]["pesq_wb"] = float("nan")
-    write_scores(folder, rows, METRICS, si_sdr_zero_mean=zero_mean, ref_channel=0)
+    write_scores(folder, rows, METRICS, ref_channel=ref_channel)
     return rows
 
 
@@ -63,7 +63,7 @@ def test_noisy_comes_first_and_values_are_those_of_the_summary(exp):
     assert "# Corpus" in text.splitlines()
     assert [row[0] for row in rows] == ["noisy", "teacher", "student-kd", "student"]
     assert [system["name"] for system in content["systems"]] == ["noisy", "teacher", "student-kd", "student"]
-    assert header[1:3] == ["WB-PESQ", "STOI [%]"] and {len(row) for row in rows} == {len(header)} == {len(rule)}
+    assert header[1:3] == ["WB-PESQ ↑", "STOI [%] ↑"] and {len(row) for row in rows} == {len(header)} == {len(rule)}
     summary = json.loads((exp / "teacher" / "scored" / "summary.json").read_text())["metrics"]["pesq_wb"]
     assert rows[1][1] == f"{summary['mean']:.3f} [{summary['low']:.3f}, {summary['high']:.3f}]"
     assert rows[1][2] == "90.00 [90.00, 90.00]"
@@ -76,7 +76,7 @@ def test_differences(exp):
     assert [row[0] for row in _rows(text)[-2:]] == ["teacher - student", "student-kd - student"]
     generator = np.random.default_rng(0)
     base = 0.3 * generator.standard_normal(30)
-    expected = paired_difference(2.8 + base, 2.6 + base)
+    expected = mean_with_interval((2.8 + base) - (2.6 + base))
     measured = content["differences"][1]["metrics"]["pesq_wb"]
     assert measured["mean"] == pytest.approx(expected.mean) and measured["share_positive"] == 1.0
     assert _rows(text)[-1][1] == "+0.200 [+0.200, +0.200]"
@@ -125,12 +125,12 @@ def test_every_default_metric_has_a_column():
         (["--system", "noisy={exp}/noisy"], "system noisy is given twice"),
         (["--pictures", "absent"], "--pictures absent: no such folder"),
         (["--system", "x={exp}/short"], "system x was scored on other utterances than noisy .5 differ, such as u025"),
-        (["--system", "x={exp}/mean"], "scored with another si_sdr_zero_mean"),
+        (["--system", "x={exp}/mean"], "scored with another ref_channel"),
     ],
 )
 def test_messages(exp, options, message):
     _scored(exp / "short", 0.0, utterances=25)
-    _scored(exp / "mean", 0.0, zero_mean=True)
+    _scored(exp / "mean", 0.0, ref_channel=1)
     with pytest.raises(UserError, match=message):
         main(["--out", str(exp / "RESULTS.md"), *_systems(exp), *[text.format(exp=exp) for text in options]])
     assert not (exp / "RESULTS.md").exists()
@@ -185,7 +185,7 @@ def test_wildcards_stand_for_the_seeds_of_a_system(exp):
 def test_seeds_that_cannot_be_compared_are_refused(exp):
     for seed, more in enumerate([{}, {"utterances": 25}]):
         _scored(exp / "a" / f"seed{seed}", 0.1, **more)
-    for seed, more in enumerate([{}, {"zero_mean": True}]):
+    for seed, more in enumerate([{}, {"ref_channel": 1}]):
         _scored(exp / "b" / f"seed{seed}", 0.1, **more)
     for name, seeds in (("c", 2), ("d", 3)):
         for seed in range(seeds):

@@ -55,7 +55,7 @@ def test_scores_and_summary(data, tmp_path, capsys):
         assert float(row["seconds"]) == len(clean) / 16000
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     interval = mean_with_interval([float(row["ssnr"]) for row in rows])
-    assert summary["metrics"]["ssnr"] == interval._asdict()
+    assert summary["metrics"]["ssnr"] == {**interval._asdict(), "seed_std": None}
     assert summary["utterances"] == 5 and summary["seconds"] == pytest.approx(41000 / 16000)
     assert "5 utterances" in capsys.readouterr().out
 
@@ -188,7 +188,7 @@ def test_other_rates_are_scored_by_default(audio_dir, tmp_path, fs, column, note
     assert _score(tmp_path, tmp_path / "scored") == 0
     results.main(["--out", str(tmp_path / "RESULTS.md"), "--system", f"noisy={tmp_path / 'scored'}"])
     text = (tmp_path / "RESULTS.md").read_text()
-    assert note in text and f"| system | {column} |" in text and "undefined" not in text
+    assert note in text and f"| system | {column} ↑ |" in text and "undefined" not in text
 
 
 def test_an_undefined_score_is_named_and_counted(data, tmp_path, caplog):

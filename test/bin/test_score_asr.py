@@ -95,7 +95,7 @@ def test_scores_equal_values_by_hand_in_one_run_and_in_shards(data):
     assert summary["metrics"]["wer"]["n"] == 4 and summary["metrics"]["wer"]["n_nan"] == 1
     text = table(data, "scored")
     assert f"WER: `{model}`, greedy" in text and "hears nothing are skipped (1)" in text
-    assert "| WER [%] | challenge score |" in text and "42.50 [" in text
+    assert "| WER [%] ↓ | challenge score ↑ |" in text and "42.50 [" in text
     run(data, "plain")
     with pytest.raises(UserError, match="scored with another asr_model than noisy"):
         results.main(["--out", str(data / "R.md"), "--system", f"noisy={data}/scored", "--system", f"x={data}/plain"])

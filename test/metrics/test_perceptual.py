@@ -144,7 +144,7 @@ def test_a_score_of_ones_own_is_a_line_of_the_table(monkeypatch):
     monkeypatch.setitem(METRICS, "length", own)
     noise = 0.1 * np.random.default_rng(0).standard_normal(8000)
     assert score_utterance(noise, noise, 16000, ("ssnr", "length"))["length"] == 2000
-    assert own.label == "length [kilosamples]" and own.text(2000.0, signed=True) == "+2.0"
+    assert own.label == "length [kilosamples] ↑" and own.text(2000.0, signed=True) == "+2.0"
 
 
 def test_lengths_may_differ_by_a_hop_only(real):

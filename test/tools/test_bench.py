@@ -197,7 +197,7 @@ def test_rates_and_floor():
 
 def test_table_shows_what_was_not_measured_as_a_dash():
     report = Report("loss", [Column("a", "A"), Column("b", "B", "{:.1f}")], [{"a": "x", "b": None}, {"a": "y", "b": 2}])
-    assert report.table() == "| A | B |\n|---|---|\n| x | – |\n| y | 2.0 |"
+    assert report.table() == "| A | B |\n| --- | ---: |\n| x | – |\n| y | 2.0 |"
 
 
 def test_allocator_settings_are_those_of_the_recipes(repository):

@@ -12,7 +12,8 @@ import torch
 
 from bench.flags import TrainingStep, add_compile_option, sections
 from bench.pair import BenchPair, add_pair_options
-from bench.report import Column, Report
+from bench.report import Report
+from i2srf_kd.system.markdown import Column
 
 PLAIN, MOVED = "plain", "first weights moved by 1e-7"
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
 from bench.memory import memory_columns
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.export.onnx import INPUT, export_onnx, missing_packages
 from i2srf_kd.metrics.complexity import count_macs
 from i2srf_kd.nets import DPDCRN, PRESETS, STFT, build_dpdcrn
+from i2srf_kd.system.markdown import Column
 
 FS = 16000
 OURS, NAIVE, ONNX, BFLOAT = "this package", "naive", "onnxruntime", "this package, bfloat16"

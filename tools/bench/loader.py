@@ -21,12 +21,13 @@ import soundfile
 from reference.loader import whole_file_batches
 
 from bench.measure import Turns, median_seconds, ratio
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.corpora.noises import pink
 from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.data.chunks import training_batches
 from i2srf_kd.data.kaldi_dir import write_table
+from i2srf_kd.system.markdown import Column
 
 FS = 16000
 FORMATS = ("wav", "flac", "wav.ark", "flac.ark")

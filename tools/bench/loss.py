@@ -24,8 +24,9 @@ from bench.measure import (
 )
 from bench.memory import memory_columns
 from bench.pair import BenchPair, add_pair_options, feature_tensors
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.distill.gram import padding_flops
+from i2srf_kd.system.markdown import Column
 
 OUR_CALIBRATION, NAIVE_CALIBRATION = "calibration", "calibration, naive"
 OUR_LOSS, NAIVE_LOSS, PUBLISHED = "whole loss", "whole loss, naive", "whole loss, published code"

@@ -16,10 +16,11 @@ import torch
 
 from bench.measure import Clock, Turns, Work, in_turns, median_seconds
 from bench.memory import memory_columns
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
 from i2srf_kd.inference.loading import load_enhancer
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.markdown import Column
 
 FS = 16000
 THREAD_COUNTS = (1, 2)  # that are timed

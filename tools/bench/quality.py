@@ -14,18 +14,19 @@ import numpy as np
 import torch
 
 from bench.measure import Clock, Turns, Work, in_turns, median_seconds, ratio
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.audio.io import read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.inference.loading import load_enhancer
-from i2srf_kd.metrics.bootstrap import paired_difference
+from i2srf_kd.metrics.bootstrap import mean_with_interval
 from i2srf_kd.metrics.table import METRICS
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.markdown import Column
 
 SCORES = ("pesq_wb", "stoi", "si_sdr")
 FLOAT = "torch, float32"
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
             shown = METRICS[metric]
             row[metric] = shown.text(float(np.nanmean(scores[name][metric])))
             if name != FLOAT:
-                cost = paired_difference(scores[name][metric], scores[FLOAT][metric])
+                cost = mean_with_interval(np.subtract(scores[name][metric], scores[FLOAT][metric]))
                 row[f"{metric}_cost"] = cost._asdict()
                 mean, low, high = (shown.text(value, signed=True) for value in cost[:3])
                 row[metric] += f" ({mean} [{low}, {high}])"

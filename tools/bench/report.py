@@ -3,20 +3,13 @@
 import json
 import platform
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 import torch
 
 from i2srf_kd import __version__
 from i2srf_kd.system.files import PathLike, write_text
-
-
-class Column(NamedTuple):
-    """A column of the table: key in the rows, heading, and how a value is written."""
-
-    key: str
-    title: str
-    form: str = "{}"
+from i2srf_kd.system.markdown import Column, table_of
 
 
 @dataclass
@@ -38,9 +31,7 @@ class Report:
 
     def table(self) -> str:
         """The rows as a Markdown table."""
-        lines = [" | ".join(column.title for column in self.columns), "|".join("---" for _ in self.columns)]
-        lines += [" | ".join(_cell(row.get(c.key), c.form) for c in self.columns) for row in self.rows]
-        return "\n".join(f"| {line} |" if i != 1 else f"|{line}|" for i, line in enumerate(lines))
+        return "\n".join(table_of(self.columns, self.rows))
 
     def text(self) -> str:
         """Conditions, table and notes."""
@@ -56,7 +47,3 @@ class Report:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _cell(value: Optional[Any], form: str) -> str:
-    return "–" if value is None else form.format(value)

@@ -15,13 +15,14 @@ import soundfile
 import torch
 
 from bench.measure import ALLOCATOR, ALLOCATORS, Clock, Work, usage_of
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.export.onnx import export_onnx, missing_packages
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.inference.files import OVERLAP_SECONDS, WINDOW_SECONDS, Job, Options, Windows, enhance_file
 from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.nets import PRESETS, build_dpdcrn
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.markdown import Column
 
 FS = 16000
 # An hour in steps that take no memory themselves.

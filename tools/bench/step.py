@@ -15,8 +15,9 @@ from bench.flags import TrainingStep, add_compile_option, sections
 from bench.infer import network_floor
 from bench.measure import Clock, Floor, Work, in_turns, measure_rates, median_seconds, ratio
 from bench.pair import BenchPair, add_pair_options
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.nets import DPDCRN
+from i2srf_kd.system.markdown import Column
 
 STUDENT, LOSS = "student forward and backward", "distillation loss"
 NAIVE_STUDENT, NAIVE_LOSS = "student forward and backward, naive", "distillation loss, naive"

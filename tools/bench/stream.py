@@ -15,13 +15,14 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from bench.report import Column, Report
+from bench.report import Report
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.export.onnx import export_stream_onnx, missing_packages
 from i2srf_kd.inference.stream import StreamingEnhancer
 from i2srf_kd.inference.waveform import WaveformDPDCRN
 from i2srf_kd.nets import PRESETS, build_dpdcrn
 from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.markdown import Column
 
 CAUSAL_PRESETS = [name for name, options in PRESETS.items() if options.get("causal")]
 
