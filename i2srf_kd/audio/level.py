@@ -1,9 +1,12 @@
 """Levels of signals in decibels relative to full scale (dBFS, where a square wave of amplitude 1 has 0 dB)."""
 
+from typing import Optional
+
 import numpy as np
 
 FRAME_SECONDS = 0.02
 ACTIVE_RANGE_DB = 40.0
+INAUDIBLE = 1e-8  # mean power: 80 dB below full scale
 _TINY = 1e-12
 
 
@@ -46,3 +49,17 @@ def active_power(wave: np.ndarray, fs: int) -> float:
     """Mean power of the frames with speech, 0 for silence: the level that pauses do not change."""
     active = active_frames(wave, fs)
     return float(frame_power(wave, fs)[active].mean()) if active.any() else 0.0
+
+
+def noise_gain(speech: np.ndarray, noise: np.ndarray, snr_db: float, fs: int) -> Optional[float]:
+    """Factor that brings noise to ``snr_db`` below the active level of speech; None where one cannot be heard.
+
+    Args:
+        speech, noise: ``(samples,)``.
+        snr_db: ratio in dB; the noise counts with its level over the whole signal.
+        fs: sampling rate in Hz.
+    """
+    speech_power, noise_power = active_power(speech, fs), float(np.mean(np.square(noise, dtype=np.float64)))
+    if min(speech_power, noise_power) <= INAUDIBLE:
+        return None
+    return float(np.sqrt(speech_power / noise_power) * 10 ** (-snr_db / 20))

@@ -31,9 +31,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8", metavar="DATA_DIR", help="also write model_int8.onnx, calibrated on mixtures of this data folder"
     )
-    parser.add_argument(
-        "--int8_utts", type=int, default=32, metavar="N", help="utterances for the calibration (default: 32)"
-    )
     parser.add_argument("--training_data", default="not stated", help="line for the model card")
     parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     return parser
@@ -53,7 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     weights = args.model_file or name
     missing = missing_packages()
     onnx = args.onnx == "true" or (args.onnx == "auto" and not missing)
-    calibration = read_calibration(args.int8, args.int8_utts, Experiment(folder).fs) if args.int8 else []
+    calibration = read_calibration(args.int8, Experiment(folder).fs) if args.int8 else []
     report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence, calibration)
     try:
         write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))

@@ -35,7 +35,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mem", help="memory of one job such as 4G, for backends that reserve it")
     parser.add_argument("--time", help="longest run such as 1:00:00, for backends that reserve it")
     parser.add_argument("--name", default="job", help="what to call it on the terminal")
-    parser.add_argument("--fail_fast", action="store_true", help="stop the other jobs when one fails")
     parser.add_argument("--start_once", action="store_true", help="reserve nodes and tasks, start the command once")
     parser.add_argument(
         "--resume_key",
@@ -82,7 +81,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         indices=indices,
         name=args.name,
         max_jobs=args.max_jobs,
-        fail_fast=args.fail_fast,
         follow=args.follow,
         resources=Resources(args.num_threads, args.gpu, args.mem, args.time, args.nodes, args.tasks, args.start_once),
         kind=args.kind,

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.signal import fftconvolve
 
 from i2srf_kd.audio.level import active_power
-from i2srf_kd.corpora.synthesis import PEAK, noise_gain
+from i2srf_kd.corpora.synthesis import PEAK, audible_gain
 from i2srf_kd.system.errors import UserError
 
 CHANNELS = ("W", "Y", "Z", "X")
@@ -173,7 +173,7 @@ def record(scene: Scene, speech: np.ndarray, noises: Sequence[np.ndarray], snr: 
     if noises:
         arrived = [_play(noise, response) for noise, response in zip(noises, responses.noises, strict=True)]
         noise = sum(wave / np.sqrt(max(np.mean(wave[0] ** 2), 1e-20)) for wave in arrived)
-        mixture = reverberant + noise_gain(reverberant[0], noise[0], snr, fs) * noise
+        mixture = reverberant + audible_gain(reverberant[0], noise[0], snr, fs) * noise
     scale = min(1.0, PEAK / max(np.abs(mixture).max(), np.abs(label).max()))
     channels = scale * mixture.T
     return Recording(channels[:, :4], channels[:, 4:], scale * label)

@@ -17,7 +17,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from i2srf_kd.audio.io import write_audio
-from i2srf_kd.audio.level import active_power
+from i2srf_kd.audio.level import INAUDIBLE, active_power, noise_gain
 from i2srf_kd.corpora.espeak import Voice, synthesize_speech
 from i2srf_kd.corpora.noises import babble, make_noise
 from i2srf_kd.system.errors import UserError, writing
@@ -155,17 +155,17 @@ def make_sentences(count: int, random: np.random.Generator) -> List[str]:
 # Mixtures
 
 
-def noise_gain(speech: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> float:
-    """Factor that brings noise ``(samples,)`` to a ratio of ``snr`` dB below the active level of speech ``(samples,)``.
+def audible_gain(speech: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> float:
+    """:func:`~i2srf_kd.audio.level.noise_gain`, which must be defined.
 
     Raises:
         UserError: the speech or the noise is silent.
     """
-    speech_power, noise_power = active_power(speech, fs), np.mean(noise**2)
-    if speech_power == 0.0 or noise_power == 0.0:
-        silent = "noise" if speech_power else "clean speech"
+    gain = noise_gain(speech, noise, snr, fs)
+    if gain is None:
+        silent = "noise" if active_power(speech, fs) > INAUDIBLE else "clean speech"
         raise UserError(f"the {silent} is silent, so no signal-to-noise ratio can be set")
-    return float(np.sqrt(speech_power / noise_power) * 10 ** (-snr / 20))
+    return gain
 
 
 def mix(clean: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -183,7 +183,7 @@ def mix(clean: np.ndarray, noise: np.ndarray, snr: float, fs: int) -> Tuple[np.n
     Raises:
         UserError: the speech is silent.
     """
-    mixture = clean + noise_gain(clean, noise, snr, fs) * noise
+    mixture = clean + audible_gain(clean, noise, snr, fs) * noise
     peak = max(np.abs(mixture).max(), np.abs(clean).max())
     scale = min(1.0, PEAK / peak)
     return mixture * scale, clean * scale

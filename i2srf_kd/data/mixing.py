@@ -35,6 +35,7 @@ import scipy.fft
 import scipy.signal
 
 from i2srf_kd.audio.io import read_audio
+from i2srf_kd.audio.level import INAUDIBLE, noise_gain
 from i2srf_kd.data.augmentation import MIXTURE
 from i2srf_kd.data.chunk_dataset import ParallelFiles, SeededChunk, Signals
 from i2srf_kd.data.mixture_sources import (
@@ -57,7 +58,6 @@ _SHARES = (
     "second_noise", "babble", "speech_shaped", "residual", "reverberation", "band_limit", "low_pass", "clipping",
     "noise_only", "speech_only", "as_recorded",
 )  # fmt: skip
-_INAUDIBLE = 1e-8  # mean power: 80 dB below full scale
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class MixedSource:
         if len(self.utterances) < 2:
             raise UserError("mixing: noise of other utterances needs at least two of them: name folders as noise")
         random = np.random.default_rng(0)
-        if not any(np.mean(self._residual("", random)[0] ** 2) > _INAUDIBLE for _ in range(20)):
+        if not any(np.mean(self._residual("", random)[0] ** 2) > INAUDIBLE for _ in range(20)):
             raise UserError("mixing: the training set's mixtures hold nothing but speech: name folders as noise")
 
     def _load(self, option: str) -> List[Recording]:
@@ -222,7 +222,7 @@ class MixedSource:
         dry = _equalised(speech, options.equalisation_db, draws[1])
         heard, reference, room = self._in_a_room(dry, draws[2])
         noise, kind = self._draw_noise(source.speaker, item.chunk.utt_id, draws[3])
-        noise *= noise_gain(heard, noise, snr, self.sample_rate)
+        noise *= noise_gain(heard, noise, snr, self.sample_rate) or 1.0
         made_of = {"speech": source.name, "noise": kind, "room": room, "snr_db": round(float(snr), 2)}
         if choice < options.noise_only:
             heard, reference, made_of["speech"] = np.zeros_like(heard), np.zeros_like(reference), "none"
@@ -262,7 +262,7 @@ class MixedSource:
         noise, names = self._one_noise(speaker, utt_id, random)
         if random.random() < self.options.second_noise:
             second, more = self._one_noise(speaker, utt_id, random)
-            power = max(np.mean(second**2), _INAUDIBLE)
+            power = max(np.mean(second**2), INAUDIBLE)
             noise = noise + second * np.sqrt(np.mean(noise**2) / power) * 10 ** (random.uniform(-10, 0) / 20)
             names = f"{names} + {more}"
         return noise, names
@@ -283,7 +283,7 @@ class MixedSource:
         from_the_set = not self.noises or choice - options.speech_shaped < options.residual
         for _ in range(10):
             wave, name = self._residual(utt_id, random) if from_the_set else self._recorded_noise(random)
-            if np.mean(wave**2) > _INAUDIBLE:
+            if np.mean(wave**2) > INAUDIBLE:
                 break
         return _equalised(wave, options.equalisation_db, random), name
 
@@ -336,24 +336,9 @@ class MixedSource:
         return gain * mixture, gain * reference, ", ".join(effects)
 
 
-def noise_gain(speech: np.ndarray, noise: np.ndarray, snr_db: float, fs: int) -> float:
-    """Factor that brings noise to ``snr_db`` below the active speech; 1 where one of them cannot be heard."""
-    speech_power, noise_power = active_power(speech, fs), float(np.mean(noise**2))
-    if min(speech_power, noise_power) <= _INAUDIBLE:
-        return 1.0
-    return float(np.sqrt(speech_power / noise_power) * 10 ** (-snr_db / 20))
-
-
-def active_power(speech: np.ndarray, fs: int) -> float:
-    """Mean power of the frames of 20 ms that are at most 30 dB below the loudest one."""
-    size = fs // 50
-    power = np.square(speech[: len(speech) // size * size].reshape(-1, size)).mean(1)
-    return float(power[power >= 1e-3 * power.max()].mean())
-
-
 def babble(voices: Sequence[np.ndarray]) -> np.ndarray:
     """Voices of equal power, added."""
-    return np.sum([voice / np.sqrt(max(np.mean(voice**2), _INAUDIBLE)) for voice in voices], axis=0) / len(voices)
+    return np.sum([voice / np.sqrt(max(np.mean(voice**2), INAUDIBLE)) for voice in voices], axis=0) / len(voices)
 
 
 def speech_shaped(speech: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -50,7 +50,7 @@ from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 FORMAT = "i2srf_kd-bundle"
 VERSION = 1
 WEIGHTS, ONNX_CODE = "weights.pth", "onnx_enhancer.py"
-CALIBRATION_SECONDS = 10.0
+CALIBRATION_UTTERANCES, CALIBRATION_SECONDS = 32, 10.0
 """Of an utterance, its beginning."""
 
 
@@ -261,7 +261,7 @@ def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str,
     model.onnx = run
 
 
-def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
+def read_calibration(data_dir: str, fs: int, count: int = CALIBRATION_UTTERANCES) -> List[np.ndarray]:
     """Mixtures of a data folder, taken at equal distances.
 
     Raises:
@@ -270,8 +270,6 @@ def read_calibration(data_dir: str, count: int, fs: int) -> List[np.ndarray]:
     from i2srf_kd.audio.io import read_audio
     from i2srf_kd.data.kaldi_dir import read_audio_table
 
-    if count < 1:
-        raise UserError(f"--int8_utts {count}: must be at least 1")
     files = list(read_audio_table(Path(data_dir) / "wav.scp").values())
     chosen = [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
     return [read_audio(file, fs)[0][: round(CALIBRATION_SECONDS * fs)] for file in chosen]

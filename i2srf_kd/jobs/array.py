@@ -59,7 +59,6 @@ class JobArray:
         indices: the indices to run; ``None`` for a single command in which ``JOB`` has no meaning.
         name: what the lines on the terminal call it.
         max_jobs: how many run at a time at most; ``None`` lets the backend choose.
-        fail_fast: stop the others when one fails.
         follow: copy the log of a single command to standard output while it grows.
         resources: needs of one element.
         after: id of a queued job that must succeed before this one starts; only for backends with a queue.
@@ -75,7 +74,6 @@ class JobArray:
     indices: Optional[Sequence[int]] = None
     name: str = "job"
     max_jobs: Optional[int] = None
-    fail_fast: bool = False
     follow: bool = False
     resources: Resources = field(default_factory=Resources)
     kind: str = ""

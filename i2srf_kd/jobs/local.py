@@ -232,13 +232,8 @@ class _LocalRun:
         self._follow()
         self.running.remove(element)
         self.gpus.extend(element.gpus)
-        failures = self.report.failures
         result = JobResult(element.index, element.code, element.seconds, element.log)
         self.report.ended(result, last_lines(element.log))
-        if self.array.fail_fast and failures == 0 < self.report.failures:
-            self._drop_waiting(None)
-            for other in self.running:
-                other.signal(signal.SIGTERM)
 
     def _follow(self) -> None:
         if not self.array.follow or not self.running:

@@ -450,8 +450,6 @@ class _SlurmRun:
             self.report.not_started(index, code)
             return
         self.report.ended(JobResult(index, code, seconds, self.array.log_of(index)), self._output(index, written), why)
-        if code not in (0, EXIT_INTERRUPTED) and self.array.fail_fast and self.open and self.report.failures == 1:
-            self._try("scancel", self.job)
 
     def _written_code(self, index: Optional[int]) -> Optional[int]:
         list(self.folder.iterdir())  # makes a network file system look again

@@ -8,7 +8,6 @@ is one to *keep* (a training, too dear to repeat unasked), which is an error as 
 import math
 import os
 import re
-import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,39 +24,17 @@ from i2srf_kd.system.user_modules import imported_files
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A setting that tells one outcome of a step from another.
-
-    Args:
-        value: as it is recorded.
-        files: those that it is the fingerprint of.
-    """
-
-    value: str
-    files: Sequence[Path] = ()
-
-    @classmethod
-    def of_files(cls, files: Sequence[Path]) -> "Setting":
-        """The contents of files, whatever they are called; those that are absent do not count."""
-        return cls(fingerprint_of_existing(files), tuple(files))
-
-    def is_recorded_as(self, text: str) -> bool:
-        """Whether a record means this setting; those of earlier versions hold what ``cksum`` says."""
-        return text == self.value or (bool(self.files) and text == _cksum(self.files))
-
-
-@dataclass(frozen=True)
 class Step:
     """Work that a done file stands for.
 
     Args:
         done_file: the record; the work's own folder holds it.
-        settings: by name.
+        settings: what tells one outcome from another, by name.
         keep: never run it again unasked.
     """
 
     done_file: Path
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, str]
     keep: bool = False
 
     def run(self, commands: Sequence[Sequence[str]], force: bool = False) -> int:
@@ -102,16 +79,14 @@ class Step:
         record = self._read()
         if record is None:
             return False
-        changed = [name for name, setting in self.settings.items() if not setting.is_recorded_as(record.get(name, ""))]
+        changed = [name for name, setting in self.settings.items() if record.get(name, "") != setting]
         if not changed:
             say(f"already finished, skipped: {self.done_file.parent} ({self.done_file})")
             return True
         if not self.keep and all(name.startswith("input_") for name in changed):
             say(f"what it was made from has changed, running again: {self.done_file.parent}")
             return False
-        lines = [
-            f"  {name}: {record.get(name) or '(empty)'} -> {self.settings[name].value or '(empty)'}" for name in changed
-        ]
+        lines = [f"  {name}: {record.get(name) or '(empty)'} -> {self.settings[name] or '(empty)'}" for name in changed]
         again = (
             "train anew with --force true, which keeps the old model beside it"
             if self.keep
@@ -123,7 +98,7 @@ class Step:
         )
 
     def _lines(self) -> List[str]:
-        return [f"{name}={setting.value}" for name, setting in self.settings.items()]
+        return [f"{name}={setting}" for name, setting in self.settings.items()]
 
     def _read(self) -> Optional[Dict[str, str]]:
         try:
@@ -151,30 +126,23 @@ def say(text: str) -> None:
     print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}", flush=True)
 
 
-def _cksum(files: Sequence[Path]) -> str:
-    """What the program ``cksum`` prints of all files in a row: a CRC whose bits run the other way than zlib's."""
-    content = b"".join(path.read_bytes() for path in files if path.is_file())
-    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "little")
-    mirrored = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-    crc = zlib.crc32((content + length).translate(mirrored), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return str(int(f"{crc:032b}"[::-1], 2) ^ 0xFFFFFFFF)
-
-
-def parse_settings(words: Sequence[str]) -> Dict[str, Setting]:
+def parse_settings(words: Sequence[str]) -> Dict[str, str]:
     """Settings from words as :mod:`i2srf_kd.bin.step` takes them.
+
+    Files count by their contents, whatever they are called; those that are absent do not count.
 
     Raises:
         UserError: a distillation file cannot be read.
     """
-    values: Dict[str, Setting] = {}
+    values: Dict[str, str] = {}
     files: Dict[str, List[Path]] = {}
     for word in words:
         name, kind, text = re.fullmatch(r"([^=@]+)(=|@@|@)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
         if kind == "=":
-            values[name] = Setting(text.replace("\n", " "))
+            values[name] = text.replace("\n", " ")
         else:
             files.setdefault(name, []).extend([Path(text)] if kind == "@" else imported_files(text))
-    return {**values, **{name: Setting.of_files(paths) for name, paths in files.items()}}
+    return {**values, **{name: fingerprint_of_existing(paths) for name, paths in files.items()}}
 
 
 def parse_commands(words: Sequence[str]) -> List[List[str]]:

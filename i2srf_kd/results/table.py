@@ -143,7 +143,7 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
         f"{first['utterances']} utterances, {first['seconds'] / 60:.1f} min. Mean [95 % interval] by percentile "
         f"bootstrap over utterances ({RESAMPLES} resamples).",
         *(_SEEDS_NOTE if seeds > 1 else []),
-        _rate_text(metrics, first.get("fs")) + "for SI-SDR the mean is not removed. GMAC/s: multiply-accumulates "
+        _rate_text(metrics, first["fs"]) + "for SI-SDR the mean is not removed. GMAC/s: multiply-accumulates "
         "per second of audio.",
         *_asr_lines(first),
         "",
@@ -162,11 +162,11 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     return lines
 
 
-def _rate_text(metrics: Sequence[str], fs: Optional[int]) -> str:
-    """What the scores with a rate of their own are made of; summaries of older versions do not say ``fs``."""
-    if fs is not None and fs < WIDE_BAND:
+def _rate_text(metrics: Sequence[str], fs: int) -> str:
+    """What the scores with a rate of their own are made of."""
+    if fs < WIDE_BAND:
         return f"NB-PESQ: audio at {fs} Hz has no WB-PESQ, and no CSIG, CBAK and COVL, which are made of it; "
-    copied = [name for name in metrics if fs is not None and (metric_named(name).rate or fs) < fs]
+    copied = [name for name in metrics if (metric_named(name).rate or fs) < fs]
     names = ", ".join(f"{metric_named(name).name} ({metric_named(name).rate} Hz)" for name in copied)
     copies = f"copies of the audio ({fs} Hz) at a lower rate are scored by {names}; " if copied else ""
     return f"CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; {copies}"

@@ -24,7 +24,7 @@ def _scored(folder, gain, utterances=30, ref_channel=0, nan=()):
     ]
     for index in nan:
         rows[index]["pesq_wb"] = float("nan")
-    write_scores(folder, rows, METRICS, ref_channel=ref_channel)
+    write_scores(folder, rows, METRICS, ref_channel=ref_channel, fs=16000)
     return rows
 
 

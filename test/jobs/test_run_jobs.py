@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,15 +86,6 @@ def test_failing_element_is_named_with_its_log_and_others_finish(tmp_path, capfd
     assert "  | line of 2" in err and "line of 1" not in err
     assert "stage4: 3 of 3 done, 1 failed" in err
     assert "exit code 0" in (tmp_path / "x.3.log").read_text()
-
-
-def test_fail_fast_stops_the_others(tmp_path):
-    code = "import sys, time; i = int(sys.argv[1]); sys.exit(4) if i == 1 else time.sleep(60)"
-    start = time.monotonic()
-    words = ["--fail_fast", "--max_jobs", "2", "JOB=1:3", str(tmp_path / "x.JOB.log"), *python(code), "JOB"]
-    assert main(words) == 4
-    assert time.monotonic() - start < 10
-    assert not (tmp_path / "x.3.log").exists()
 
 
 def test_never_more_than_max_jobs_at_a_time(tmp_path):

@@ -51,19 +51,6 @@ def test_what_was_read_counts_by_its_content(capfd: pytest.CaptureFixture) -> No
     assert runs() == 2 and "has changed, running again: exp" in capfd.readouterr().out
 
 
-def test_records_of_earlier_versions_hold() -> None:
-    Path("kd.yaml").write_text("method: own\nimport: own.py\n")
-    Path("own.py").write_bytes(bytes(range(256)) * 10)
-    sums = [
-        subprocess.run(["cksum"], input=Path(name).read_bytes(), capture_output=True) for name in ("read", "own.py")
-    ]
-    first, second = (done.stdout.decode().split()[0] for done in sums)
-    Path("exp").mkdir()
-    Path("exp/.done").write_text(f"input_x={first}\nimported={second}\nnothing=4294967295\nfinished=x\n")
-    assert step.main(words("input_x@read", "imported@@kd.yaml", "nothing@absent", mode="keep")) == 0
-    assert runs() == 0
-
-
 def test_an_interrupted_step_is_not_done() -> None:
     step.main(words("a=1"))
     assert step.main(words("a=1", force="true", command="exit 7")) == 7
