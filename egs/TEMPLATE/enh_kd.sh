@@ -3,7 +3,7 @@
 #   1 data       the corpus becomes data/<set>             5 student    distilled, and undistilled to compare with
 #   2 format     one sampling rate and audio format        6 enhance    enhance and score the test sets: RESULTS.md
 #   3 statistics lengths and a report of the corpus        7 export     a folder that works without this repository
-#   4 teacher    train the teacher
+#   4 teacher    train the teacher                         8 pack       for ESPnet's model zoo, with --pack true only
 #
 # Called by egs/<corpus>/run.sh, which sets the names; every option below can be given to run.sh. A stage that is
 # finished is skipped, and one that was interrupted continues: run the same command again. Exit code 75 says that a
@@ -17,6 +17,7 @@ set -euo pipefail
 ## Stages
 stage=1                  # first stage to run
 stop_stage=7             # last stage to run
+pack=false               # also stage 8: pack the student for ESPnet's model zoo, and show how to upload it
 force=false              # run stages again although they are finished; trained models are moved aside, never deleted
 mini=false               # a small synthetic corpus and small models, to see everything run (folder mini/)
 
@@ -109,11 +110,12 @@ if [[ "${mini}" == true ]]; then
     set_default results_title "Mini corpus (synthetic; the figures say nothing about real speech)"
 fi
 
+[[ "${pack}" == false ]] || set_default stop_stage 8
 if [[ ! -f path.sh || ! -f cmd.sh ]]; then
     fail "no path.sh and cmd.sh in $(pwd): start a recipe's run.sh instead of this file"
 fi
-((stage >= 1 && stop_stage <= 7 && stage <= stop_stage)) ||
-    fail "--stage ${stage} --stop_stage ${stop_stage}: stages are 1 to 7, the first not after the last"
+((stage >= 1 && stop_stage <= 8 && stage <= stop_stage)) ||
+    fail "--stage ${stage} --stop_stage ${stop_stage}: stages are 1 to 8, the first not after the last"
 ((nj >= 1 && inference_nj >= 1 && num_nodes >= 1)) || fail "--nj, --inference_nj and --num_nodes must be at least 1"
 [[ "${ngpu:-0}" =~ ^[0-9]+$ ]] || fail "--ngpu ${ngpu}: must be a whole number"
 [[ "${num_threads:-1}" =~ ^[1-9][0-9]*$ ]] || fail "--num_threads ${num_threads}: must be 1 or more"
@@ -338,7 +340,8 @@ stage_5_student() {
 
 need_teacher() {
     if [[ -n "${teacher_exp}" ]]; then
-        [[ -f "${teacher_exp}/config.yaml" ]] || fail "--teacher_exp ${teacher_exp}: no trained model, config.yaml missing"
+        [[ -f "${teacher_exp}/config.yaml" || -f "${teacher_exp}/meta.yaml" || "${teacher_exp}" == *.zip && -f "${teacher_exp}" ]] ||
+            fail "--teacher_exp ${teacher_exp}: no trained model, config.yaml missing; or a model packed by ESPnet, as zip or folder"
     else
         [[ -f "${teacher_dir}/.done_train" ]] || need_stage 4 "${teacher_dir}"
     fi
@@ -441,6 +444,21 @@ stage_7_export() {
     do_step
 }
 
+stage_8_pack() {
+    local model="${expdir}/${student_tag}" options=() set
+    [[ -z "${inference_model}" ]] || options+=(--model_file "${inference_model}")
+    [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
+    for set in "${test_set_names[@]}"; do
+        [[ ! -f "${expdir}/$(table_of "${set}")" ]] || options+=(--extra "${expdir}/$(table_of "${set}")")
+    done
+    step "${model}/.done_pack" redo "inference_model=${inference_model}" "input_model@${model}/.done_train" \
+        "input_results@${expdir}/.done_results"
+    then_run_job score_cmd pack "${logdir}/pack.log" \
+        "${python}" -m i2srf_kd.bin.pack "${model}" -o "${model}/${student_tag##*/}.zip" "${options[@]}"
+    then_run cat -- "${logdir}/pack.log"
+    do_step
+}
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 show_results() {
@@ -503,7 +521,7 @@ stage_job_options() {
             return
             ;;
         6) options=("${decode_cmd[@]}") parts="${inference_nj}" ;;
-        7) options=("${score_cmd[@]}") ;;
+        7 | 8) options=("${score_cmd[@]}") ;;
         *) options=("${data_cmd[@]}") ;;
     esac
     options+=(--num_threads "${parts}")

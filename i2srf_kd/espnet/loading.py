@@ -5,6 +5,7 @@ missing or left over is an error.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Tuple
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from i2srf_kd.espnet.default_taps import microphones
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.inference.experiment import CONFIG, DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate
+from i2srf_kd.inference.experiment import DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate, split_model_path
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
@@ -55,6 +56,27 @@ def load_espnet_model(config: PathLike, checkpoint: PathLike) -> Tuple[ESPnetEnh
     return model.eval(), args
 
 
+def local_model(name: str) -> str:
+    """A model on this machine; a tag such as ``espnet/some_enh_model`` is downloaded with ``espnet_model_zoo``.
+
+    Raises:
+        UserError: it is a tag that cannot be downloaded.
+    """
+    if Path(name).exists() or Path(name).parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    try:
+        from espnet_model_zoo.downloader import ModelDownloader
+    except ImportError:
+        raise UserError(
+            f"{name}: no such folder. If it is a tag of the hub, install espnet_model_zoo, or download the model and "
+            "give its zip or folder"
+        ) from None
+    try:
+        return str(ModelDownloader().download(name))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name}: no such folder, and the hub does not give it ({error})") from None
+
+
 class ESPnetWindowEnhancer(nn.Module):
     """Any ESPnet enhancement model as a function from waveform to waveform.
 
@@ -75,13 +97,12 @@ class ESPnetWindowEnhancer(nn.Module):
 
 
 def load_enhancer_from_experiment(path: PathLike, device: str = "cpu") -> ESPnetWindowEnhancer:
-    """Load the model of an experiment folder, or of a weights file inside one, whatever its separator."""
-    path = Path(path)
-    folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
+    """Load the model of an experiment folder, of a weights file inside one or of a packed model, of any separator."""
+    folder, name = split_model_path(path)
     experiment = Experiment(folder)
     if experiment.separator == "fasnet":
         raise UserError(f"{folder} does not say how many microphones its FaSNet is for: use ESPnet's enh_inference")
-    model, _ = load_espnet_model(folder / CONFIG, experiment.weights(name))
+    model, _ = load_espnet_model(experiment.config_file, experiment.weights(name))
     return ESPnetWindowEnhancer(model, experiment.fs).to(device).eval()
 
 

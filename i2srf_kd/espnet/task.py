@@ -30,6 +30,7 @@ from espnet2.utils.types import str_or_none
 
 from i2srf_kd.data.mixing import MixingOptions
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
+from i2srf_kd.espnet.loading import local_model
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
@@ -67,7 +68,10 @@ class DistillEnhancementTask(EnhancementTask):
             "--distill_config", type=str_or_none, default=None, help="YAML file with the content of --distill"
         )
         group.add_argument(
-            "--teacher_exp", type=str_or_none, default=None, help="Experiment folder of the trained teacher"
+            "--teacher_exp",
+            type=str_or_none,
+            default=None,
+            help="The trained teacher: experiment folder, packed model, or tag on the hub",
         )
         group.add_argument("--teacher_config", type=str_or_none, default=None, help="The teacher's config.yaml")
         group.add_argument("--teacher_model_file", type=str_or_none, default=None, help="The teacher's checkpoint")
@@ -133,8 +137,8 @@ class DistillEnhancementTask(EnhancementTask):
             except ValueError as error:
                 raise UserError(f"distill: {error}") from None
         if args.teacher_exp:
-            experiment = Experiment(args.teacher_exp)
-            args.teacher_config = str(Path(args.teacher_exp) / "config.yaml")
+            experiment = Experiment(local_model(args.teacher_exp))
+            args.teacher_config = str(experiment.config_file)
             args.teacher_model_file = str(args.teacher_model_file or experiment.weights())
             args.teacher_exp = None
         if not (args.teacher_config and args.teacher_model_file):

@@ -55,9 +55,13 @@ def outputs_fingerprint(options: Options) -> str:
 
     onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
     folder, name = split_model_path(options.model)
-    weights = folder / WEIGHTS if is_bundle(folder) else Experiment(folder).weights(options.model_file or name)
+    if is_bundle(folder):
+        files = [folder / CONFIG, folder / WEIGHTS]
+    else:
+        experiment = Experiment(folder)
+        files = [experiment.config_file, experiment.weights(options.model_file or name)]
     int8 = [folder / INT8_ONNX] if options.runtime == "int8" else []
-    return fingerprint_of_text(f"{options.max_window_seconds!r} {fingerprint((folder / CONFIG, weights, *int8))}")
+    return fingerprint_of_text(f"{options.max_window_seconds!r} {fingerprint((*files, *int8))}")
 
 
 _worker: Dict[str, Any] = {}

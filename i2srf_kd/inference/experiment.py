@@ -15,6 +15,7 @@ from i2srf_kd.nets.presets import network_from_options
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.packed import CONFIG_KEY, WEIGHTS_KEY, inside, is_packed
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 CONFIG = "config.yaml"
@@ -66,10 +67,10 @@ def sampling_rate(config: Mapping[str, Any], source: PathLike) -> int:
 
 
 class Experiment:
-    """A folder written by training: ``config.yaml`` and weights.
+    """A folder written by training: ``config.yaml`` and weights. Or a model that ESPnet packed, as a zip or a folder.
 
     Args:
-        path: the folder.
+        path: the folder or the zip.
 
     Raises:
         UserError: there is no such folder, or it holds no configuration of an enhancement model.
@@ -77,13 +78,17 @@ class Experiment:
 
     def __init__(self, path: PathLike):
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise UserError(f"{path}: no such experiment folder")
-        if not (self.path / CONFIG).is_file():
-            raise UserError(f"{path} has no {CONFIG}: give the folder that training wrote (--output_dir)")
-        self.config: Dict[str, Any] = read_yaml(self.path / CONFIG)
+        if is_packed(path):
+            self.config_file = self._packed(CONFIG_KEY)
+        else:
+            if not self.path.is_dir():
+                raise UserError(f"{path}: no such experiment folder")
+            self.config_file = self.path / CONFIG
+            if not self.config_file.is_file():
+                raise UserError(f"{path} has no {CONFIG}: give the folder that training wrote (--output_dir)")
+        self.config: Dict[str, Any] = read_yaml(self.config_file)
         if "separator" not in self.config:
-            raise UserError(f"{self.path / CONFIG} names no separator: it is not from training an enhancement model")
+            raise UserError(f"{self.config_file} names no separator: it is not from training an enhancement model")
 
     @property
     def separator(self) -> str:
@@ -93,7 +98,7 @@ class Experiment:
     @cached_property
     def fs(self) -> int:
         """Sampling rate in Hz that the model was trained at."""
-        return sampling_rate(self.config, self.path / CONFIG)
+        return sampling_rate(self.config, self.config_file)
 
     @property
     def normalize_variance(self) -> bool:
@@ -136,9 +141,16 @@ class Experiment:
                 the best epochs by the first ``best_model_criterion`` of the validation (ESPnet's default begins with
                 one of the training), else the best epoch, else the latest.
 
+        Returns:
+            The file; of a zip the zip, out of which :func:`load_weights` reads it.
+
         Raises:
             UserError: it is not there; the message lists what is.
         """
+        if is_packed(self.path):
+            if name is not None:
+                raise UserError(f"{self.path} is packed with one file of weights; {name} cannot be chosen")
+            return self._packed(WEIGHTS_KEY)
         if name is None:
             candidates = self._default_names()
         else:
@@ -170,7 +182,7 @@ class Experiment:
         for key, value in wanted.items():
             if state[key].shape != value.shape:
                 raise UserError(
-                    f"{path} does not fit {self.path / CONFIG}: {key} is {tuple(state[key].shape)}, expected "
+                    f"{path} does not fit {self.config_file}: {key} is {tuple(state[key].shape)}, expected "
                     f"{tuple(value.shape)}. Take weights and config.yaml of the same experiment"
                 )
         return {key[len(NETWORK_PREFIX) :]: state[key] for key in wanted}
@@ -183,17 +195,21 @@ class Experiment:
         """
         reason = self.why_not_portable()
         if reason:
-            raise UserError(f"{self.path / CONFIG} is no DPDCRN that can be used without ESPnet: {reason}")
+            raise UserError(f"{self.config_file} is no DPDCRN that can be used without ESPnet: {reason}")
         try:
             return network_from_options(int(self.stft["n_fft"]) // 2 + 1, **self._section("separator_conf"))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.path / CONFIG}: separator_conf does not describe a DPDCRN ({error})") from None
+            raise UserError(f"{self.config_file}: separator_conf does not describe a DPDCRN ({error})") from None
 
     def network(self, name: Optional[str] = None) -> DPDCRN:
         """The trained DPDCRN in evaluation mode; arguments and errors as for :meth:`network_state`."""
         network = self.build_network()
         network.load_state_dict(self.network_state(name))
         return network.eval()
+
+    def _packed(self, key: str) -> Path:
+        file = inside(self.path, key)
+        return file if isinstance(file, Path) else self.path
 
     def _section(self, name: str) -> Dict[str, Any]:
         return self.config.get(name) or {}
@@ -208,13 +224,13 @@ class Experiment:
 
 
 def split_model_path(path: PathLike) -> Tuple[Path, Optional[str]]:
-    """A model as users name it, a folder or a file of weights in one, to ``(folder, file name or None)``.
+    """A model as users name it, a folder, a packed model or a file of weights, to ``(folder or zip, file or None)``.
 
     Raises:
         UserError: there is no such path.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or is_packed(path):
         return path, None
     if path.is_file():
         # resolved as text: a link such as latest.pth must not lead into another folder

@@ -39,7 +39,8 @@ def load_enhancer(
     """Load a trained model for use.
 
     Args:
-        path: an experiment folder, a file of weights in one, or a folder that ``i2srf_kd.bin.export`` wrote.
+        path: an experiment folder, a file of weights in one, a model packed by ESPnet (zip or folder), or a folder that
+            ``i2srf_kd.bin.export`` wrote.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         weights: name of a file of weights in an experiment folder (default: :meth:`Experiment.weights`).
         runtime: ``torch``; ``onnx`` or ``int8`` for the files of an exported folder, with as many threads as torch has

@@ -14,7 +14,6 @@ read by the torch-only core and by commands that must start at once.
 import difflib
 from collections.abc import Hashable
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -37,6 +36,7 @@ import yaml
 
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
+from i2srf_kd.system.packed import CONFIG_KEY, open_file
 
 Section = TypeVar("Section")
 
@@ -65,7 +65,7 @@ def read_yaml(path: PathLike, name: str = "") -> Dict[str, Any]:
     """Read a YAML file of options.
 
     Args:
-        path: the file; an empty one holds no options.
+        path: the file; an empty one holds no options. Of a packed model, the configuration in it.
         name: how errors call it, such as ``--distill_config kd.yaml``. Default: its path.
 
     Raises:
@@ -73,7 +73,8 @@ def read_yaml(path: PathLike, name: str = "") -> Dict[str, Any]:
     """
     name = name or str(path)
     try:
-        options = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        with open_file(path, CONFIG_KEY) as file:
+            options = yaml.load(file.read().decode("utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

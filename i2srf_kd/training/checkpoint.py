@@ -18,6 +18,7 @@ import torch
 
 from i2srf_kd.system.errors import UserError, cannot_write, disk_full
 from i2srf_kd.system.files import PathLike, atomic_path, temporary_name
+from i2srf_kd.system.packed import WEIGHTS_KEY, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +69,15 @@ def check_integrity(path: PathLike) -> None:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path, WEIGHTS_KEY) as file:
             is_zip = file.read(4) == b"PK\x03\x04"
             size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise UserError(f"{path} is empty")
-        if not is_zip:  # torch before 1.6; torch.load finds out
-            return
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            if not size:
+                raise UserError(f"{path} is empty")
+            if not is_zip:  # torch before 1.6; torch.load finds out
+                return
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
@@ -86,7 +87,7 @@ def check_integrity(path: PathLike) -> None:
 
 
 def load_weights(path: PathLike, map_location: Any = "cpu") -> Weights:
-    """Load the weights of an epoch, an average, or the model of a training state.
+    """Load the weights of an epoch, an average, or the model of a training state; or those of a packed model.
 
     Only tensors and plain values are unpickled, so a file from elsewhere cannot run code.
 
@@ -165,7 +166,8 @@ def load_training_state(
 def _load(path: PathLike, map_location: Any, advice: str) -> Any:
     check_integrity(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with open_file(path, WEIGHTS_KEY) as file:
+            return torch.load(file, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is no file of weights ({reason}); {advice}") from None

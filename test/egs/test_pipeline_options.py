@@ -431,6 +431,14 @@ def test_test_set_that_is_added_later_needs_no_training(finished):
     assert tables == ["mini/exp/RESULTS_test.md", "mini/exp/RESULTS_other.md"]
 
 
+def test_packing_is_a_stage_on_demand(finished):
+    assert "pack" not in finished.run("--mini", "true").stdout
+    done = finished.run("--mini", "true", "--pack", "true")
+    (arguments,) = [a for n, a, _ in finished.calls() if n == "pack"]
+    assert arguments[0] == "mini/exp/student_kd" and option(arguments, "-o") == "mini/exp/student_kd/student_kd.zip"
+    assert option(arguments, "--extra") == "mini/exp/RESULTS.md" and "stage 8 (pack)" in done.stdout
+
+
 def test_data_formatted_again_makes_models_out_of_date(finished):
     (finished.folder / "mini/data/train/wav.scp").write_text("a /a.wav\n")
     error = finished.run("--mini", "true", code=2).stderr
@@ -448,8 +456,8 @@ def test_data_formatted_again_makes_models_out_of_date(finished):
         (["--ngpu", "one"], "--ngpu one: must be a whole number"),
         (["--mini", "yes"], "--mini yes: must be true or false"),
         (["stage", "3"], "unexpected argument 'stage'"),
-        (["--stage", "3", "--stop_stage", "2"], "stages are 1 to 7"),
-        (["--stage", "0"], "stages are 1 to 7"),
+        (["--stage", "3", "--stop_stage", "2"], "stages are 1 to 8"),
+        (["--stage", "0"], "stages are 1 to 8"),
         (["--ngpu", "2"], "--ngpu 2: this machine has 0 usable GPU(s)"),
         (["--num_nodes", "2"], "--num_nodes 2"),
         (["--nj", "0"], "--nj"),
