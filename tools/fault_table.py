@@ -28,15 +28,14 @@ from reliability import page, trial  # noqa: E402
 from reliability.faults import KINDS  # noqa: E402
 from reliability.workspace import Workspace  # noqa: E402
 
+from i2srf_kd.system.command_line import command_parser  # noqa: E402
 from i2srf_kd.system.errors import UserError, run_command  # noqa: E402
 from i2srf_kd.system.files import write_text  # noqa: E402
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--faults", type=int, default=64, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}")

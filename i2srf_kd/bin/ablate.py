@@ -15,18 +15,13 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="ablate.sh",
-        usage="./ablate.sh --grid FILE [options] [any option of run.sh]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__, prog="ablate.sh", usage="./ablate.sh --grid FILE [options] [any option of run.sh]")
     parser.add_argument("--grid", required=True, type=Path, help="grid file, such as conf/ablation/mini.yaml")
     parser.add_argument("--action", choices=("run", "list", "collect"), default="run", help="default: run")
     parser.add_argument(

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.ablation.runs import carry_out
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("plan", type=Path, help="file that bin/ablate.py wrote")
     parser.add_argument("number", type=int, help="which of its runs, from 1")
     return parser

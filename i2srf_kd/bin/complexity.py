@@ -15,6 +15,7 @@ import torch
 from i2srf_kd.metrics.complexity import macs_per_second
 from i2srf_kd.nets import PRESETS, STFT, build_dpdcrn
 from i2srf_kd.nets.front import FRONTS, build_front
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.markdown import Column, table_of
 
@@ -23,7 +24,7 @@ FS = 16000
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--preset", action="append", choices=list(PRESETS), help="networks; default: all")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the audio")
     parser.add_argument("--num_mics", type=int, default=1, help="channels of the mixture")

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.data.corpus_report import write_statistics
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--dump_dir", required=True, help="folder of the formatted sets")
     parser.add_argument("--sets", required=True, nargs="+", help="names of the sets, the training set first")
     parser.add_argument("--out_dir", required=True, help="folder to write")

@@ -39,6 +39,7 @@ from i2srf_kd.inference.files import (
     plan,
     stream_opener,
 )
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
@@ -50,9 +51,7 @@ def _boolean(text: str) -> bool:
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders")
     parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path)

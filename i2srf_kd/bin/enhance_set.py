@@ -18,6 +18,7 @@ from typing import Any, Dict, Optional, Sequence
 from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.export.runtimes import RUNTIMES
 from i2srf_kd.inference.data_set import Options, collect, enhance_shard, read_mixtures
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
@@ -30,9 +31,7 @@ def _print_summary(result: Dict[str, Any], out_dir: Path) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)

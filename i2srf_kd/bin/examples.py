@@ -11,12 +11,13 @@ from typing import Dict, Optional, Sequence
 
 from i2srf_kd.data.kaldi_dir import DataDir, Table, read_table
 from i2srf_kd.results.listening import write_examples
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("data_dir", type=Path, help="data folder with wav.scp (mixtures) and spk1.scp (references)")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder for pictures and audio")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=SCP", help="enhanced audio of a system")

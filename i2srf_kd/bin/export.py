@@ -11,14 +11,13 @@ where that may be written to.
 import argparse
 from typing import Optional, Sequence
 
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("experiment", metavar="EXP", help="experiment folder, or a file of weights in one")
     parser.add_argument("-o", "--out_dir", metavar="DIR", required=True, help="folder to be written")
     parser.add_argument("--model_file", help="weights in EXP (default: average by the first best_model_criterion)")

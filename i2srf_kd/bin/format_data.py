@@ -13,15 +13,14 @@ from typing import Optional, Sequence
 
 from i2srf_kd.data.formatting import AUDIO_FORMATS, FormatOptions, collect, format_data, format_shard
 from i2srf_kd.data.kaldi_dir import parse_shard
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     defaults = FormatOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("in_data", metavar="IN_DATA", help="data folder with wav.scp, spk1.scp, utt2spk")
     parser.add_argument("out_data", metavar="OUT_DATA", help="folder to write")
     parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")

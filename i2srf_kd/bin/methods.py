@@ -23,6 +23,7 @@ from i2srf_kd.distill import method_class, method_names
 from i2srf_kd.distill.catalogue import StudentAndTeacher, describe
 from i2srf_kd.inference.experiment import Experiment
 from i2srf_kd.nets import DPDCRN, PRESETS, build_dpdcrn
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.user_modules import absolute_entries, import_modules
 
@@ -32,7 +33,7 @@ Row = Dict[str, Any]
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--method", action="append", help="methods; default: all")
     parser.add_argument("--import", dest="modules", action="append", help="file or module with methods of your own")
     parser.add_argument("--student_preset", choices=list(PRESETS), default="dpdcrn_student", help="network that learns")

@@ -11,15 +11,14 @@ from typing import Optional, Sequence
 
 from i2srf_kd.corpora.simulated_corpus import simulate_mini_corpus
 from i2srf_kd.corpora.synthesis import MiniCorpusOptions, generate_mini_corpus
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     defaults = MiniCorpusOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the corpus, new or made by this command")
     parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random choices (default: %(default)s)")

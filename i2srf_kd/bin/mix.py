@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.data.mixture_examples import write_examples
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config", required=True, help="configuration of the training, with a section mixing")
     parser.add_argument("--data_dir", required=True, type=Path, help="formatted training set, such as dump/raw/train")
     parser.add_argument("-o", "--out_dir", required=True, type=Path, metavar="DIR", help="folder to write")

@@ -17,13 +17,14 @@ from i2srf_kd.results.figures import all_pictures
 from i2srf_kd.results.media import AUDIO_FORMATS
 from i2srf_kd.results.page import render
 from i2srf_kd.results.study import read_study
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.files import write_text
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="an ablation, or experiments")
     parser.add_argument("-o", "--out", required=True, type=Path, help="HTML file to write")
     parser.add_argument("--title", help="heading; by default the ablation's, or the name of the folder")

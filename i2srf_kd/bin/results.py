@@ -18,20 +18,20 @@ from typing import Optional, Sequence
 
 from i2srf_kd.results import table
 from i2srf_kd.results.comparison import comparisons, read_system_option
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 from i2srf_kd.system.files import remove_temporaries
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--out", required=True, type=Path, help="Markdown file to write")
     parser.add_argument("--title", default="RESULTS", help="heading of the file")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=SCORED_DIR[:EXPERIMENT_DIR]")
     parser.add_argument("--baseline", metavar="NAME", help="paired difference of every other model to this one")
     parser.add_argument("--compare", action="append", default=[], metavar="A-B", help="paired difference A - B")
+    parser.add_argument("--cost", metavar="JSON", help="of python tools/bench models --json, also of unscored networks")
     parser.add_argument("--note", action="append", default=[], help="remark below the table, e.g. the validation split")
     parser.add_argument("--command", action="append", default=[], help="command that led to these results")
     parser.add_argument("--pictures", metavar="DIR", help="show the pictures and link the audio files in this folder")
@@ -43,9 +43,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = get_parser().parse_args(argv)
     table.json_beside(args.out)  # a wrong name is reported before any work
     systems = [read_system_option(text) for text in args.system]
+    costs = table.read_costs(args.cost) if args.cost else None
     pairs = comparisons(systems, args.baseline, args.compare)
     pictures, audio = table.find_media(args.pictures) if args.pictures else ([], [])
-    content = table.build(args.title, systems, pairs, args.note, args.command)
+    content = table.build(args.title, systems, pairs, args.note, args.command, costs)
     remove_temporaries(args.out.parent)  # of a run that was killed
     table.write(args.out, table.to_markdown(content, args.out.parent, pictures, audio), content)
     print(f"{args.out}: {len(systems)} systems")

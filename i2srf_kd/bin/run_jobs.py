@@ -14,17 +14,13 @@ from i2srf_kd.jobs import BACKENDS, Backend, JobArray, JobResult, Resources, get
 from i2srf_kd.jobs.array import final_code, parse_range
 from i2srf_kd.jobs.messages import say
 from i2srf_kd.jobs.resume import RESUME_KEY, FinishedElements
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="run_jobs [options] [JOB=FIRST:LAST] LOG COMMAND [ARGUMENT ...]",
-    )
+    parser = command_parser(__doc__, usage="run_jobs [options] [JOB=FIRST:LAST] LOG COMMAND [ARGUMENT ...]")
     parser.add_argument("--backend", default="local", help=f"one of: {', '.join(sorted(BACKENDS))} (default: local)")
     parser.add_argument("--max_jobs", type=int, help="run at most so many at a time (default: CPUs / num_threads)")
     parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of one process (default: 1)")

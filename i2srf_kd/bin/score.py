@@ -23,6 +23,7 @@ from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.metrics import asr
 from i2srf_kd.metrics.table import SCORES, default_metrics
 from i2srf_kd.results.scoring import ScoreOptions, asr_record, collect, rate_of, read_pairs, score_shard
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
 
@@ -38,9 +39,7 @@ def _print_summary(summary: Dict[str, Any]) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("ref_data_dir", metavar="REF_DATA_DIR", help="folder with spk1.scp (clean speech)")
     parser.add_argument("enhanced_scp", metavar="ENHANCED_SCP", help="scp of the speech to be scored")
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)

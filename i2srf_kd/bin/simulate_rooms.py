@@ -13,15 +13,14 @@ import argparse
 from typing import Any, Dict, Optional, Sequence
 
 from i2srf_kd.corpora.simulated_corpus import RoomOptions, simulate_corpus
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     defaults = RoomOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--speech_dir", required=True, help="dry speech: .wav, .flac or .ogg files in any depth; 12 s of each are used"
     )

@@ -4,17 +4,17 @@ One line per stage and training, from what the stages leave behind (done files, 
 where there is one. Nothing is run and nothing is changed.
 """
 
-import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.pipeline.status import Places, rows, table
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--recipe", required=True, help="name of the recipe, as in the names of its jobs")
     parser.add_argument("--stages", nargs="+", required=True, help="names of the stages")
     for name in ("datadir", "rawdir", "expdir", "logdir", "teacher", "student"):

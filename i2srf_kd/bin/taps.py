@@ -16,15 +16,14 @@ from typing import Any, Optional, Sequence
 import yaml
 
 from i2srf_kd.metrics.complexity import count_parameters
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="experiment folder or training configuration")
     parser.add_argument("--match", default="", metavar="TEXT", help="only modules whose name contains TEXT")
     parser.add_argument("--depth", type=int, default=4, help="only modules nested at most this deep (default: 4)")

@@ -13,6 +13,7 @@ from typing import List, Optional, Sequence, Set
 
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.data.kaldi_dir import DataDir
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 from i2srf_kd.system.scratch import VARIABLE, run_with_copy
 
@@ -29,11 +30,8 @@ def audio_files(sets: Sequence[str]) -> List[str]:
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="with_scratch --scratch FOLDER --sets DATA_DIR [DATA_DIR ...] -- COMMAND [ARGUMENT ...]",
+    parser = command_parser(
+        __doc__, usage="with_scratch --scratch FOLDER --sets DATA_DIR [DATA_DIR ...] -- COMMAND [ARGUMENT ...]"
     )
     parser.add_argument("--scratch", required=True, help="folder on this machine; may hold variables such as $TMPDIR")
     parser.add_argument("--sets", nargs="+", required=True, metavar="DATA_DIR", help="with wav.scp and spk1.scp")

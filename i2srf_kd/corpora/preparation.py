@@ -10,6 +10,7 @@ import numpy as np
 
 from i2srf_kd.audio.folders import is_hidden, walk
 from i2srf_kd.data.kaldi_dir import DataDir
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, remove_temporaries
 
@@ -20,9 +21,7 @@ DEPTH = 4  # folders between the corpus folder and what is looked for
 
 def get_preparation_parser(description: Optional[str]) -> argparse.ArgumentParser:
     """A parser with the options that the pipeline gives to every local/data.py."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(description)
     parser.add_argument("--data_dir", default="data", help="gets a folder per set (default: %(default)s)")
     parser.add_argument("--corpus_dir", help="where the folders or zip archives of the corpus lie (default: download)")
     parser.add_argument("--download_dir", help="for archives to be downloaded (default: <data_dir>/../downloads)")

@@ -59,18 +59,43 @@ class TrainingDiverged(Exception):
     """There is nothing finite left to go on from; no state of it is saved."""
 
 
+def _option(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclasses.dataclass
 class DistillTrainerOptions(TrainerOptions):
-    """ESPnet's options and those of :meth:`DistillTrainer.add_arguments`."""
+    """ESPnet's options and our own, which become options of the command line."""
 
-    save_interval_steps: int = 0
-    save_interval_minutes: float = 0.0
-    ema_decay: float = 0.0
-    quality_utts: int = 8
-    quality_interval: int = 1
-    kd_diagnostics: bool = True
-    kd_gradient_interval: int = 0
-    overwrite: bool = False
+    save_interval_steps: int = _option(
+        0, "Save the training state every K updates. 0: at the end of an epoch and on SIGTERM or SIGUSR1 only."
+    )
+    save_interval_minutes: float = _option(0.0, "Save the training state after so many minutes.")
+    ema_decay: float = _option(
+        0.0,
+        "Decay of a running average of the weights (such as 0.999), which is then validated and saved as the weights "
+        "of an epoch. 0: none.",
+    )
+    overwrite: bool = _option(False, "Move an existing experiment to <output_dir>.bak-<time> and start anew.")
+    quality_utts: int = _option(
+        8,
+        "Whole validation utterances that are enhanced and scored (WB-PESQ, STOI, SI-SDR); 0 switches it off. The "
+        "scores can choose the best model: --best_model_criterion valid,pesq,max",
+    )
+    quality_interval: int = _option(1, "Epochs from one quality measurement to the next.")
+    kd_diagnostics: bool = _option(
+        True,
+        "Record before the first and after every epoch how the teacher teaches: gradients of both losses, "
+        "calibration weights (diagnostics.jsonl)",
+    )
+    kd_gradient_interval: int = _option(
+        0, "Record it every so many batches as well; each time costs about two training steps. 0: no more often."
+    )
+
+    @classmethod
+    def own_fields(cls) -> Iterator[dataclasses.Field[Any]]:
+        """Those that are not ESPnet's."""
+        return (field for field in dataclasses.fields(cls) if "help" in field.metadata)
 
     @property
     def criteria(self) -> Dict[str, List[Criterion]]:
@@ -120,48 +145,10 @@ class DistillTrainer(Trainer):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add this trainer's options to ESPnet's parser."""
-        add = parser.add_argument_group("Trainer related (this project)").add_argument
-        add(
-            "--save_interval_steps",
-            type=int,
-            default=0,
-            help="Save the training state every K updates. 0: at the end of an epoch and on SIGTERM or SIGUSR1 only.",
-        )
-        add("--save_interval_minutes", type=float, default=0.0, help="Save the training state after so many minutes.")
-        add(
-            "--ema_decay",
-            type=float,
-            default=0.0,
-            help="Decay of a running average of the weights (such as 0.999), which is then validated and saved as the "
-            "weights of an epoch. 0: none.",
-        )
-        add(
-            "--overwrite",
-            type=str2bool,
-            default=False,
-            help="Move an existing experiment to <output_dir>.bak-<time> and start anew.",
-        )
-        add(
-            "--quality_utts",
-            type=int,
-            default=8,
-            help="Whole validation utterances that are enhanced and scored (WB-PESQ, STOI, SI-SDR); 0 switches it off. "
-            "The scores can choose the best model: --best_model_criterion valid,pesq,max",
-        )
-        add("--quality_interval", type=int, default=1, help="Epochs from one quality measurement to the next.")
-        add(
-            "--kd_diagnostics",
-            type=str2bool,
-            default=True,
-            help="Record before the first and after every epoch how the teacher teaches: gradients of both losses, "
-            "calibration weights (diagnostics.jsonl)",
-        )
-        add(
-            "--kd_gradient_interval",
-            type=int,
-            default=0,
-            help="Record it every so many batches as well; each time costs about two training steps. 0: no more often.",
-        )
+        group = parser.add_argument_group("Trainer related (this project)")
+        for field in DistillTrainerOptions.own_fields():
+            kind = str2bool if isinstance(field.default, bool) else type(field.default)
+            group.add_argument(f"--{field.name}", type=kind, default=field.default, help=field.metadata["help"])
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> DistillTrainerOptions:

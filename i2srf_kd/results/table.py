@@ -8,11 +8,12 @@ from urllib.parse import quote
 
 from i2srf_kd.metrics.table import WIDE_BAND, in_order, metric_named
 from i2srf_kd.results.comparison import compare, order_systems
+from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import System
 from i2srf_kd.results.scores import RESAMPLES
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
-from i2srf_kd.system.markdown import MISSING, Column, table_lines
+from i2srf_kd.system.markdown import MISSING, Column, named_values, table_lines
 from i2srf_kd.system.provenance import scoring_record
 
 _SEEDS_NOTE = [
@@ -24,8 +25,27 @@ _COMPLEXITY = (
     Column("gmacs_per_second", "GMAC/s without recurrent layers", "{:.2f}"),
     Column("gmacs_per_second_with_recurrent", "GMAC/s with recurrent layers", "{:.2f}"),
 )
+_COST_NOTES = [
+    "GMAC/s with recurrent layers: attention is included; Fourier transforms, norms, activations and element-wise "
+    "products are not.",
+    "Real-time factor: time over length of the audio, from waveform to waveform; one thread in CPU time (median of "
+    "the turns), more in elapsed time (shortest turn), which other programs on the machine lengthen. Peak memory: "
+    "above what the process held before the run, so without weights and libraries.",
+]
 _PICTURES = (".png", ".svg")
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
+
+
+def read_costs(path: PathLike) -> Tuple[Dict[str, Dict[str, Any]], str]:
+    """Costs by network, and in words how they were measured, as ``python tools/bench models --json`` wrote them.
+
+    Raises:
+        UserError: the file is absent or of another part.
+    """
+    content = read_json(path)
+    if content.get("part") != "models":
+        raise UserError(f"{path}: not written by python tools/bench models --json")
+    return {row["name"]: row for row in content["rows"]}, f"Costs: {named_values(content['conditions'])}."
 
 
 def build(
@@ -34,6 +54,7 @@ def build(
     comparisons: Sequence[Tuple[str, str]] = (),
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
+    costs: Optional[Tuple[Mapping[str, Dict[str, Any]], str]] = None,
 ) -> Dict[str, Any]:
     """Gather everything the result file says, ready for JSON.
 
@@ -43,18 +64,25 @@ def build(
         comparisons: pairs of names whose paired difference is shown, first minus second.
         notes: remarks on how to read the table, such as the validation split.
         commands: commands that lead to these results.
+        costs: of :func:`read_costs`, also of networks that were not scored.
 
     Raises:
         UserError: systems that cannot be compared.
     """
     ordered = order_systems(systems)
     by_name = {system.name: system for system in ordered}
+    rows = {system.name: _row(system) for system in ordered}
+    if costs is not None:
+        notes = [costs[1], *_COST_NOTES, *notes]
+        for name, cost in costs[0].items():
+            row = rows.setdefault(name, {"name": name, "metrics": {}, "complexity": None})
+            row["complexity"] = {**(row["complexity"] or {}), **cost}
     return {
         "title": title,
         "environment": scoring_record(),
         "commands": list(commands),
         "notes": list(notes),
-        "systems": [_row(system) for system in ordered],
+        "systems": list(rows.values()),
         "differences": [compare(by_name[a], by_name[b]) for a, b in dict.fromkeys(comparisons)],
     }
 
@@ -130,13 +158,14 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
     metrics = in_order(name for system in systems for name in system["metrics"])
     first = systems[0]
     seeds = max(system.get("seeds", 1) for system in systems)
+    costs = _cost_columns(systems)
     rows = [
         [system["name"] if seeds == 1 else f"{system['name']} ({system.get('seeds', 1)})"]
         + score_cells(metrics, system["metrics"])
-        + [column.text(system["complexity"] or {}) for column in _COMPLEXITY]
+        + [column.text(system["complexity"] or {}) for column in costs]
         for system in systems
     ]
-    header = ["system" if seeds == 1 else "system (seeds)", *labels_of(metrics), *(c.title for c in _COMPLEXITY)]
+    header = ["system" if seeds == 1 else "system (seeds)", *labels_of(metrics), *(column.title for column in costs)]
     lines = [
         "## Scores",
         "",
@@ -160,6 +189,14 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
             *difference_lines(results["differences"], metrics),
         ]
     return lines
+
+
+def _cost_columns(systems: Sequence[Mapping[str, Any]]) -> List[Column]:
+    """Those of the complexity, and of what was measured of any system."""
+    keys = {key for system in systems for key in system["complexity"] or {}}
+    threads = sorted(int(key.removeprefix("rtf_")) for key in keys if key.startswith("rtf_"))
+    measured = [Column(f"rtf_{n}", f"real-time factor, {n} thread{'s' * (n > 1)}", "{:.4f}") for n in threads]
+    return [*_COMPLEXITY, *measured, *([Column("peak_mb", "peak memory [MB]", "{:.0f}")] if threads else [])]
 
 
 def _rate_text(metrics: Sequence[str], fs: int) -> str:

@@ -27,3 +27,10 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[st
 def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> List[str]:
     """Lines of a table of numbers."""
     return table_lines([column.title for column in columns], [[column.text(row) for column in columns] for row in rows])
+
+
+def named_values(values: Mapping[str, Any]) -> str:
+    """``seconds 4, threads 1``: conditions of a measurement in one line."""
+    return ", ".join(
+        f"{name} {f'{value:.3g}' if isinstance(value, float) else value}" for name, value in values.items()
+    )

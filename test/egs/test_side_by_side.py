@@ -55,11 +55,11 @@ def test_a_foreign_network_beside_the_mixture(tmp_path):
     words += ["--bench_utterances", "1", "--bench_repeats", "1", "--score_args", "--metrics pesq_wb stoi si_sdr"]
     run(*words, compiled=tmp_path / "compiled")
     table = tmp_path / "exp" / "SIDE_BY_SIDE.md"
-    rows = {row["name"]: row for row in json.loads(table.with_name("side_by_side.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads(table.with_name("side_by_side.json").read_text())["systems"]}
     assert list(rows) == ["noisy", "dccrn_tiny"]
-    network = rows["dccrn_tiny"]
-    assert network["parameters"] == 157325 and network["rtf_1"] > 0 and network["rtf_2"] > 0 and network["peak_mb"] > 0
-    assert set(network["metrics"]) == {"pesq_wb", "stoi", "si_sdr"} and "| dccrn_tiny | 157,325 |" in table.read_text()
+    cost = rows["dccrn_tiny"]["complexity"]
+    assert cost["parameters"] == 157325 and cost["rtf_1"] > 0 and cost["rtf_2"] > 0 and cost["peak_mb"] > 0
+    assert set(rows["dccrn_tiny"]["metrics"]) == {"pesq_wb", "stoi", "si_sdr"} and "| 157,325 |" in table.read_text()
 
     before = table.with_name("cost.json").stat().st_mtime_ns
     output = run(*words, compiled=tmp_path / "compiled")

@@ -29,6 +29,7 @@ from bench.measure import (
     has_allocator_settings,
     usage_here,
 )
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError
 
 PARTS: Dict[str, Any] = {
@@ -44,9 +45,7 @@ ON_GPU = ("loss", "step", "curve", "infer")
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name, part in PARTS.items():
         sub = parts.add_parser(

@@ -9,7 +9,7 @@ import torch
 
 from i2srf_kd import __version__
 from i2srf_kd.system.files import PathLike, write_text
-from i2srf_kd.system.markdown import Column, table_of
+from i2srf_kd.system.markdown import Column, named_values, table_of
 
 
 @dataclass
@@ -35,15 +35,10 @@ class Report:
 
     def text(self) -> str:
         """Conditions, table and notes."""
-        conditions = ", ".join(f"{name} {_short(value)}" for name, value in self.conditions.items())
-        return "\n\n".join([f"{self.part}: {conditions}", self.table(), *self.notes])
+        return "\n\n".join([f"{self.part}: {named_values(self.conditions)}", self.table(), *self.notes])
 
     def write(self, path: PathLike) -> None:
         """Write everything as JSON, with what it was measured by."""
         versions = {"i2srf_kd": __version__, "torch": torch.__version__, "python": platform.python_version()}
         content = {"part": self.part, "versions": versions, "conditions": self.conditions, "rows": self.rows}
         write_text(path, json.dumps({**content, "notes": self.notes}, indent=2) + "\n")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

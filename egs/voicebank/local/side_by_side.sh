@@ -74,7 +74,7 @@ write_table() {
         rows+=(--baseline "${systems%% *}" --note "${training_note}")
     fi
     [[ -z "${systems// /}${cost_only// /}" ]] || rows+=(--cost "${expdir}/cost.json")
-    run "${python}" -m i2srf_kd.bin.side_by_side "${rows[@]}" --out "${expdir}/${table}" \
+    run "${python}" -m i2srf_kd.bin.results "${rows[@]}" --out "${expdir}/${table}" \
         --title "Side by side: $(basename -- "$(pwd)")$([[ "${mini}" != true ]] || echo ", mini corpus"), ${set}" \
         --command "${RECIPE_COMMAND}"
     cat -- "${expdir}/${table}"
