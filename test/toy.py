@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
-import soundfile
 import torch
 import torch._dynamo  # an optimiser imports it at its first step, for 3 s: once here instead of in every child
 import yaml
 from espnet2.tasks.enh import EnhancementTask
+from waves import write_table
 
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
@@ -55,19 +55,15 @@ def write_data(folder: Path, channels: int = 1, kind: str = "flac") -> Path:
     """Write train and valid sets of noisy noise in the layout of a dump folder."""
     random = np.random.default_rng(0)
     for name, lengths in LENGTHS.items():
-        lines: Dict[str, List[str]] = {"wav.scp": [], "spk1.scp": [], "speech_shape": []}
-        (folder / name).mkdir(parents=True)
-        for i, length in enumerate(lengths):
-            utt_id = f"{name}{i:02d}"
-            clean = random.uniform(-0.3, 0.3, length)
-            noisy = clean[:, None] + random.normal(0, 0.1, (length, channels))
-            for scp, audio in (("wav.scp", noisy.squeeze()), ("spk1.scp", clean)):
-                path = folder / name / f"{utt_id}.{scp[:3]}.{kind}"
-                soundfile.write(path, audio, RATE, subtype="PCM_16")
-                lines[scp].append(f"{utt_id} {path}")
-            lines["speech_shape"].append(f"{utt_id} {length}")
-        for file, content in lines.items():
-            (folder / name / file).write_text("\n".join(content) + "\n")
+        utterances = {f"{name}{i:02d}": length for i, length in enumerate(lengths)}
+        clean, noisy = {}, {}
+        for utt_id, length in utterances.items():
+            clean[utt_id] = random.uniform(-0.3, 0.3, length)
+            noisy[utt_id] = (clean[utt_id][:, None] + random.normal(0, 0.1, (length, channels))).squeeze()
+        for table, waves in (("wav", noisy), ("spk1", clean)):
+            write_table(folder / name, table, waves, RATE, kind)
+        shapes = "".join(f"{utt_id} {length}\n" for utt_id, length in utterances.items())
+        (folder / name / "speech_shape").write_text(shapes)
     return folder
 
 

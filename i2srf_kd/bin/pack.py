@@ -10,14 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
+from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("experiment", metavar="EXP", help="experiment folder")
     parser.add_argument("-o", "--out", metavar="ZIP", required=True, help="the zip to be written")
     parser.add_argument("--model_file", help="weights in EXP (default: average by the first best_model_criterion)")

@@ -9,9 +9,8 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
-from i2srf_kd.inference.experiment import CONFIG
 from i2srf_kd.results.comparison import difference, means
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import METRICS_LOG, MIXTURE, TEACHER, Run, System, metrics_of
@@ -167,7 +166,7 @@ def read_experiments(paths: Sequence[Path], test_set: Optional[str] = None, titl
     Raises:
         UserError: there is no experiment, or two share a name.
     """
-    folders = _distinct(folder for path in paths for folder in _experiments_in(path))
+    folders = list({folder.resolve(): folder for path in paths for folder in _experiments_in(path)}.values())
     found = {name for folder in folders for name in _sets_scored(folder)}
     chosen = _choose(found, test_set, ", ".join(map(str, paths))) if found or test_set else ""
     runs = [_run_of(folder, chosen) for folder in folders]
@@ -241,36 +240,20 @@ def _system(name: str, runs: List[Run]) -> System:
     return System(name, runs, distilled=bool(runs[0].config.get("distill")), complexity=runs[0].complexity)
 
 
-def _content(folder: Path) -> Tuple[bytes, ...]:
-    """What tells a training from others wherever its folder lies: its options, and its log with all its times."""
-    files = (folder / CONFIG, folder / METRICS_LOG)
-    return tuple(file.read_bytes() if file.is_file() else b"" for file in files)
-
-
-def _distinct(folders: Iterable[Path]) -> List[Path]:
-    """The folders without copies of one another."""
-    by_content: Dict[Tuple[bytes, ...], Path] = {}
-    for folder in folders:
-        by_content.setdefault(_content(folder), folder)
-    return list(by_content.values())
-
-
 def _teacher_of(run: Run, folders: Sequence[Path]) -> Optional[Path]:
-    """Folder of the teacher that a student learned from, if it is still there, or was moved or copied with the student.
+    """Folder of the teacher that a student learned from, if it is still there.
 
-    A copy among ``folders`` stands for the one that the student's options name.
+    One that was moved or copied with the student stands for the one that the student's options name.
     """
     config, output_dir = run.config.get("teacher_config"), run.config.get("output_dir")
-    if not config:
+    if not config or run.experiment is None:
         return None
     recorded = Path(config).parent
-    teacher = _located(recorded, run)
-    if teacher is None and output_dir and run.experiment is not None:
-        moved = run.experiment / os.path.relpath(recorded, output_dir)
-        teacher = moved.resolve() if moved.is_dir() else None
+    beside = run.experiment / os.path.relpath(recorded, output_dir) if output_dir else None
+    teacher = beside if beside is not None and beside.is_dir() else _located(recorded, run)
     if teacher is None:
         return None
-    return next((folder for folder in folders if _content(folder) == _content(teacher)), teacher)
+    return next((folder for folder in folders if folder.samefile(teacher)), teacher)
 
 
 def _located(path: Path, run: Run) -> Optional[Path]:

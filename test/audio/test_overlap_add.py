@@ -8,13 +8,10 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waves import noise
 
 from i2srf_kd.audio.overlap_add import BlockWriter, fade_in, overlap_add, overlap_add_blocks, read_blocks
 from i2srf_kd.system.errors import UserError
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
 
 
 def in_blocks(wave, sizes):

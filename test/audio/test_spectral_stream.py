@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from waves import blocks_of
 
 from i2srf_kd.audio.spectral_stream import CHUNK_FRAMES, SpectralStream
 from i2srf_kd.system.errors import UserError
@@ -37,15 +38,6 @@ def offline(wave, n_fft, hop):
     spectrum = torch.stft(signal, n_fft, hop, window=window, return_complex=True)
     spectrum = spectrum * torch.from_numpy(gain(np.arange(spectrum.shape[1])))
     return torch.istft(spectrum, n_fft, hop, window=window, length=padded)[:samples].numpy()
-
-
-def blocks_of(wave, sizes):
-    """Cut, with the sizes over and over again; sizes of 0 give empty blocks."""
-    begin = i = 0
-    while begin < len(wave):
-        yield wave[begin : begin + sizes[i % len(sizes)]]
-        begin += sizes[i % len(sizes)]
-        i += 1
 
 
 def run(stream, wave, sizes):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 from export.trained import make_experiment, make_network, save_weights
+from waves import noise, write_table
 
 from i2srf_kd.bin.enhance_set import main
 from i2srf_kd.data.kaldi_dir import read_table
@@ -24,15 +25,8 @@ def model(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    folder = tmp_path / "data"
-    (folder / "audio").mkdir(parents=True)
-    lines = []
-    for i, (utt, length) in enumerate(LENGTHS.items()):
-        wave = np.random.default_rng(i).normal(0, 0.05, length)
-        soundfile.write(folder / "audio" / f"{utt}.flac", wave, 16000, subtype="PCM_16")
-        lines.append(f"{utt} {folder / 'audio' / utt}.flac\n")
-    (folder / "wav.scp").write_text("".join(lines))
-    return folder
+    waves = {utt: noise(length, seed=i, level=0.05) for i, (utt, length) in enumerate(LENGTHS.items())}
+    return write_table(tmp_path / "data", "wav", waves, kind="flac").parent
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def test_one_call_enhances_whole_utterances(model, data, tmp_path, capsys):
     assert table == read_table(out / "wav.scp") and list(table) == sorted(LENGTHS)
     enhancer = load_enhancer(model)
     for utt, path in table.items():
-        wave, fs = soundfile.read(data / "audio" / f"{utt}.flac", dtype="float32")
+        wave, fs = soundfile.read(data / f"{utt}.wav.flac", dtype="float32")
         info = soundfile.info(path)
         assert (info.samplerate, info.subtype, info.format, info.channels) == (fs, "PCM_16", "WAV", 1)
         np.testing.assert_allclose(soundfile.read(path)[0], enhancer(wave, fs), atol=2**-15)
@@ -138,7 +132,7 @@ def test_other_weights_windows_or_files_are_not_taken_for_done(model, data, tmp_
     save_weights(make_network(), model / "latest.pth")  # back again: the audio is that of the other weights
     run(model, data, out)
     assert len(enhanced_now) == 15 and (out / "wav" / "p1_001.wav").read_bytes() == first
-    soundfile.write(data / "audio" / "p2_002.flac", np.zeros(777), 16000)
+    soundfile.write(data / "p2_002.wav.flac", np.zeros(777), 16000)
     run(model, data, out)
     assert enhanced_now[15:] == ["p2_002"]
     run(model, data, out, "--max_window_seconds", "0.2")
@@ -163,7 +157,7 @@ def test_nothing_is_scaled_and_clipping_is_counted(model, data, tmp_path, monkey
     monkeypatch.setattr("i2srf_kd.inference.loading.load_enhancer", lambda *_: Louder())
     monkeypatch.setattr("i2srf_kd.inference.loading.write_complexity", lambda *_: None)
     run(model, data, tmp_path / "out")
-    wave, _ = soundfile.read(data / "audio" / "p1_002.flac")
+    wave, _ = soundfile.read(data / "p1_002.wav.flac")
     expected = np.clip(10 * wave, -1, 1 - 2**-15)
     np.testing.assert_allclose(soundfile.read(tmp_path / "out/wav/p1_002.wav")[0], expected, atol=1e-9)
     summary = json.loads((tmp_path / "out" / "enhance.json").read_text())
@@ -183,12 +177,12 @@ def test_weights_by_name_and_exported_folder(model, data, tmp_path):
 
 def test_bad_utterance_is_named_and_the_shard_stays_open(model, data, tmp_path):
     run(model, data, tmp_path / "out")
-    (data / "audio" / "p2_001.flac").write_text("<html>")
-    with pytest.raises(UserError, match=r"utterance p2_001: .*p2_001\.flac: an HTML"):
+    (data / "p2_001.wav.flac").write_text("<html>")
+    with pytest.raises(UserError, match=r"utterance p2_001: .*p2_001\.wav\.flac: an HTML"):
         run(model, data, tmp_path / "out", "--shard", "1/1")
     assert not (tmp_path / "out" / "shards" / "1-of-1.json").exists()
     assert not (tmp_path / "out" / "spk1.scp").exists()
-    (data / "audio" / "p2_001.flac").unlink()
+    (data / "p2_001.wav.flac").unlink()
     with pytest.raises(UserError, match=r"p2_001: .*cannot be read"):
         run(model, data, tmp_path / "out")
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from waves import noise, write_table
 
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.bin import results
@@ -20,18 +21,11 @@ FAST = ["--metrics", "ssnr", "si_sdr"]
 @pytest.fixture
 def data(tmp_path):
     """Five pairs of noise in a Kaldi folder; the folder's name holds a space."""
-    folder = tmp_path / "some data"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for kind, level in (("spk1", 0.0), ("wav", 0.05)):
-        lines = []
-        for index in range(5):
-            path = folder / f"{kind}_{index}.wav"
-            clean = 0.1 * np.random.default_rng(index).standard_normal(8000 + 100 * index)
-            soundfile.write(path, clean + level * generator.standard_normal(len(clean)), 16000)
-            lines.append(f"utt{index} {path}\n")
-        (folder / f"{kind}.scp").write_text("".join(lines))
-    return folder
+    clean = {f"utt{i}": noise(8000 + 100 * i, seed=i) for i in range(5)}
+    noisy = {utt: wave + noise(len(wave), seed=len(wave), level=0.05) for utt, wave in clean.items()}
+    for table, waves in (("spk1", clean), ("wav", noisy)):
+        write_table(tmp_path / "some data", table, waves)
+    return tmp_path / "some data"
 
 
 def _score(data, out, *options, scp="wav.scp"):
@@ -49,7 +43,7 @@ def test_scores_and_summary(data, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["utt"] for row in rows] == [f"utt{i}" for i in range(5)]
     for index, row in enumerate(rows):
-        clean, noisy = (soundfile.read(data / f"{kind}_{index}.wav")[0] for kind in ("spk1", "wav"))
+        clean, noisy = (soundfile.read(data / f"utt{index}.{kind}.wav")[0] for kind in ("spk1", "wav"))
         expected = score_utterance(clean, noisy, 16000, ("ssnr", "si_sdr"))
         assert {name: float(row[name]) for name in expected} == expected
         assert float(row["seconds"]) == len(clean) / 16000
@@ -77,7 +71,7 @@ def test_processes_equal_one(data, tmp_path):
 
 
 def test_undefined_scores_are_counted(data, tmp_path):
-    soundfile.write(data / "wav_2.wav", np.zeros(8200), 16000)
+    soundfile.write(data / "utt2.wav.wav", np.zeros(8200), 16000)
     _score(data, tmp_path / "out", "--metrics", "si_sdr")
     metric = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]["si_sdr"]
     assert (metric["n"], metric["n_nan"]) == (4, 1) and metric["mean"] is not None
@@ -85,7 +79,7 @@ def test_undefined_scores_are_counted(data, tmp_path):
 
 def test_summary_is_strict_json_without_any_defined_score(data, tmp_path):
     for index in range(5):
-        soundfile.write(data / f"wav_{index}.wav", np.zeros(8000 + 100 * index), 16000)
+        soundfile.write(data / f"utt{index}.wav.wav", np.zeros(8000 + 100 * index), 16000)
     _score(data, tmp_path / "out", "--metrics", "si_sdr")
     text = (tmp_path / "out" / "summary.json").read_text()
     assert "NaN" not in text and json.loads(text)["metrics"]["si_sdr"]["mean"] is None
@@ -94,11 +88,11 @@ def test_summary_is_strict_json_without_any_defined_score(data, tmp_path):
 def test_reference_channel_of_a_microphone_array(data, tmp_path):
     _score(data, tmp_path / "mono", *FAST)
     for index in range(5):
-        wave, _ = soundfile.read(data / f"wav_{index}.wav")
-        soundfile.write(data / f"wav_{index}.wav", np.stack([0 * wave, 0 * wave, wave, 0 * wave], 1), 16000)
+        wave, _ = soundfile.read(data / f"utt{index}.wav.wav")
+        soundfile.write(data / f"utt{index}.wav.wav", np.stack([0 * wave, 0 * wave, wave, 0 * wave], 1), 16000)
     _score(data, tmp_path / "array", *FAST, "--ref_channel", "2")
     assert (tmp_path / "mono" / "scores.csv").read_bytes() == (tmp_path / "array" / "scores.csv").read_bytes()
-    with pytest.raises(UserError, match="utterance utt0: .*wav_0.wav has 4 channels, so --ref_channel 4"):
+    with pytest.raises(UserError, match="utterance utt0: .*utt0.wav.wav has 4 channels, so --ref_channel 4"):
         _score(data, tmp_path / "array", *FAST, "--ref_channel", "4")
 
 
@@ -114,7 +108,7 @@ def _last_lost(text):
         ("wav.scp", lambda text: "utt0 cat x.wav |\n", "commands .*utterance utt0"),
         ("wav.scp", lambda text: text + "utt5\n", "wav.scp:6"),
         ("wav.scp", lambda text: "", "no utterances"),
-        ("wav.scp", lambda text: text.replace("wav_3", "gone_3"), "utterance utt3: .*gone_3.wav"),
+        ("wav.scp", lambda text: text.replace("utt3.wav", "gone3.wav"), "utterance utt3: .*gone3.wav"),
     ],
 )
 def test_wrong_lists_are_named(data, tmp_path, scp, change, message):
@@ -124,14 +118,14 @@ def test_wrong_lists_are_named(data, tmp_path, scp, change, message):
 
 
 def test_wrong_audio_is_named(data, tmp_path):
-    soundfile.write(data / "wav_1.wav", np.ones(5000), 16000)
+    soundfile.write(data / "utt1.wav.wav", np.ones(5000), 16000)
     with pytest.raises(UserError, match="utterance utt1: reference has 8100 samples but estimate has 5000"):
         _score(data, tmp_path / "out", *FAST)
-    soundfile.write(data / "wav_1.wav", np.ones(8100), 8000)
-    with pytest.raises(UserError, match="utterance utt1: .* has 16000 Hz but .*wav_1.wav has 8000 Hz"):
+    soundfile.write(data / "utt1.wav.wav", np.ones(8100), 8000)
+    with pytest.raises(UserError, match="utterance utt1: .* has 16000 Hz but .*utt1.wav.wav has 8000 Hz"):
         _score(data, tmp_path / "out", *FAST)
-    soundfile.write(data / "wav_1.wav", np.full(8100, np.nan), 16000, subtype="FLOAT")
-    with pytest.raises(UserError, match="utterance utt1: .*wav_1.wav"):
+    soundfile.write(data / "utt1.wav.wav", np.full(8100, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="utterance utt1: .*utt1.wav.wav"):
         _score(data, tmp_path / "out", *FAST, "--nj", "2")
 
 
@@ -151,7 +145,7 @@ def test_collect_refuses_incomplete_and_foreign_shards(data, tmp_path):
 
 def test_failed_shard_leaves_no_old_one(data, tmp_path):
     _score(data, tmp_path / "out", *FAST, "--shard", "1/1")
-    soundfile.write(data / "wav_1.wav", np.ones(5000), 16000)
+    soundfile.write(data / "utt1.wav.wav", np.ones(5000), 16000)
     with pytest.raises(UserError):
         _score(data, tmp_path / "out", *FAST, "--shard", "1/1")
     assert not (tmp_path / "out" / "shards" / "1-of-1.csv").exists()
@@ -192,7 +186,7 @@ def test_other_rates_are_scored_by_default(audio_dir, tmp_path, fs, column, note
 
 
 def test_an_undefined_score_is_named_and_counted(data, tmp_path, caplog):
-    soundfile.write(data / "wav_1.wav", np.zeros(8100), 16000)
+    soundfile.write(data / "utt1.wav.wav", np.zeros(8100), 16000)
     _score(data, tmp_path / "out", *FAST)
     assert "utterance utt1: si_sdr undefined" in caplog.text
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
+from waves import noise, write_table
 
 from i2srf_kd.bin import complexity, examples
 from i2srf_kd.system.errors import UserError
@@ -19,17 +18,9 @@ def test_complexity_prints_the_published_sizes(capsys: pytest.CaptureFixture[str
 
 @pytest.fixture()
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "test"
-    folder.mkdir()
-    tables = {"wav.scp": [], "spk1.scp": []}
-    for i in range(5):
-        for table in tables:
-            path = folder / f"{table}_{i}.wav"
-            soundfile.write(path, 0.1 * np.random.default_rng(i).standard_normal(8000), 16000)
-            tables[table].append(f"utt{i} {path}\n")
-    for table, lines in tables.items():
-        (folder / table).write_text("".join(lines))
-    return folder
+    for table in ("wav", "spk1"):
+        write_table(tmp_path / "test", table, {f"utt{i}": noise(8000, seed=i) for i in range(5)})
+    return tmp_path / "test"
 
 
 def test_examples_show_every_system(data: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_batches_hold_the_samples_of_the_files(data):
         assert batch["speech_mix"].dtype == torch.float32
         assert ids == [chunk.utt_id for chunk in expected]
         for i, (utt_id, start, length) in enumerate(expected):
-            for name, suffix in (("speech_mix", "wav"), ("speech_ref1", "spk")):
+            for name, suffix in (("speech_mix", "wav"), ("speech_ref1", "spk1")):
                 whole, _ = soundfile.read(data / "train" / f"{utt_id}.{suffix}.flac", dtype="float32")
                 np.testing.assert_array_equal(batch[name][i, :length], whole[start : start + length])
                 assert not batch[name][i, length:].any()

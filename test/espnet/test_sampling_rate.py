@@ -6,9 +6,9 @@ from typing import Any, Dict
 
 import numpy as np
 import pytest
-import soundfile
 import speech_task
 import torch
+from waves import write_table
 
 from i2srf_kd import load_enhancer
 from i2srf_kd.audio.io import read_audio
@@ -24,17 +24,14 @@ def write_corpus(folder: Path) -> None:
     """Three sets of noise with a tone, as stage 1 leaves them."""
     random = np.random.default_rng(0)
     for name, utterances in (("train", 4), ("valid", 2), ("test", 2)):
-        lines: Dict[str, Any] = {"wav.scp": [], "spk1.scp": [], "utt2spk": []}
-        (folder / name).mkdir(parents=True)
-        for i in range(utterances):
-            clean = 0.3 * np.sin(np.arange(SET_RATE) * 2 * np.pi * (300 + 100 * i) / SET_RATE)
-            for scp, wave in (("wav.scp", clean + random.normal(0, 0.1, len(clean))), ("spk1.scp", clean)):
-                file = folder / name / f"{i}.{scp[:3]}.wav"
-                soundfile.write(file, wave, SET_RATE)
-                lines[scp].append(f"{name}{i} {file}")
-            lines["utt2spk"].append(f"{name}{i} {name}{i}")
-        for file_name, content in lines.items():
-            (folder / name / file_name).write_text("\n".join(content) + "\n")
+        clean = {
+            f"{name}{i}": 0.3 * np.sin(np.arange(SET_RATE) * 2 * np.pi * (300 + 100 * i) / SET_RATE)
+            for i in range(utterances)
+        }
+        noisy = {utt: wave + random.normal(0, 0.1, len(wave)) for utt, wave in clean.items()}
+        for table, waves in (("wav", noisy), ("spk1", clean)):
+            write_table(folder / name, table, waves, SET_RATE)
+        (folder / name / "utt2spk").write_text("".join(f"{utt} {utt}\n" for utt in clean))
 
 
 @pytest.mark.slow

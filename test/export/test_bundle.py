@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from export.trained import make_experiment, make_network
+from waves import noise
 
 from i2srf_kd.export import bundle
 from i2srf_kd.export.bundle import export_bundle, is_bundle
@@ -28,10 +29,6 @@ def experiment(tmp_path_factory):
 @pytest.fixture
 def exported(experiment, tmp_path):
     return export_bundle(experiment, tmp_path / "model", onnx=False, training_data="a corpus, CC BY 4.0")
-
-
-def noise(samples):
-    return np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
 
 
 def test_sounds_as_the_experiment(experiment, exported):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from export.trained import SMALL, make_experiment, make_network
+from waves import noise
 
 from i2srf_kd.export import onnx as onnx_export
 from i2srf_kd.export.bundle import export_bundle
@@ -19,10 +20,6 @@ from i2srf_kd.system.errors import UserError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 microphone", "2 microphones"])

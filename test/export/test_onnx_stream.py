@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from export.trained import SMALL, make_experiment, make_network
+from waves import noise
 
 from i2srf_kd.export import onnx_stream
 from i2srf_kd.export.bundle import export_bundle
@@ -28,10 +29,6 @@ def exported(tmp_path_factory):
     network = make_network(num_mics=2, **CAUSAL)
     experiment = make_experiment(folder / "exp", network, separator_conf={**SMALL, "num_mics": 2, **CAUSAL})
     return experiment, export_bundle(experiment, folder / "model"), network
-
-
-def noise(*shape):
-    return np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
 
 
 def test_folder_of_a_causal_model(exported):

@@ -11,6 +11,7 @@ import yaml
 from export.trained import make_experiment, make_network, save_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waves import noise
 
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
 from i2srf_kd.inference.experiment import Experiment
@@ -33,10 +34,6 @@ def experiment(tmp_path, network):
 @pytest.fixture(scope="module")
 def enhancer(network):
     return Enhancer(WaveformDPDCRN(network))
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
 
 
 # --- experiment ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from export.trained import SMALL, make_experiment, make_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waves import blocks_of, noise
 
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.export.bundle import export_bundle
@@ -47,17 +48,8 @@ def stream(request, exported, enhancer):
     return OnnxStreamingEnhancer(exported / "model_stream.onnx")
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
-
-
 def run(stream: SpectralStream, wave: np.ndarray, sizes) -> np.ndarray:
-    pieces, begin, i = [], 0, 0
-    while begin < len(wave):
-        pieces.append(stream(wave[begin : begin + sizes[i % len(sizes)]]))
-        begin += sizes[i % len(sizes)]
-        i += 1
-    return np.concatenate([*pieces, stream.flush()])
+    return np.concatenate([*(stream(block) for block in blocks_of(wave, sizes)), stream.flush()])
 
 
 @settings(max_examples=12, deadline=None)

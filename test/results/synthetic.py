@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-import soundfile
 import yaml
+from waves import write_table
 
 from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.results.scores import write_scores as write_score_files
@@ -95,22 +95,19 @@ def write_scores(folder: Path, quality: float, seed: int = 0) -> Path:
 
 def write_audio(folder: Path, table: str, noise: float) -> Path:
     """One second of a chirp in noise per utterance; returns the table of files."""
-    folder.mkdir(parents=True, exist_ok=True)
     time = np.arange(RATE) / RATE
-    lines = []
-    for i, utt in enumerate(UTTERANCES):
-        clean = 0.3 * np.sin(2 * np.pi * (300 * (i + 1) * time + 1000 * time**2))
-        file = folder / f"{Path(table).stem}_{utt}.wav"
-        soundfile.write(file, clean + noise * np.random.default_rng(i).standard_normal(RATE), RATE)
-        lines.append(f"{utt} {file}\n")
-    (folder / table).write_text("".join(lines))
-    return folder / table
+    waves = {
+        utt: 0.3 * np.sin(2 * np.pi * (300 * (i + 1) * time + 1000 * time**2))
+        + noise * np.random.default_rng(i).standard_normal(RATE)
+        for i, utt in enumerate(UTTERANCES)
+    }
+    return write_table(folder, table, waves, RATE)
 
 
 def write_data(folder: Path) -> Path:
     """wav.scp and spk1.scp of a test set."""
-    write_audio(folder, "wav.scp", 0.1)
-    write_audio(folder, "spk1.scp", 0.0)
+    write_audio(folder, "wav", 0.1)
+    write_audio(folder, "spk1", 0.0)
     return folder
 
 
@@ -125,7 +122,7 @@ def write_experiments(folder: Path, data: Path) -> Path:
             config["teacher_config"] = str(folder / "teacher" / "config.yaml")
         (experiment / "config.yaml").write_text(yaml.safe_dump(config))
         write_scores(experiment / "scored_test", quality)
-        write_audio(experiment / "enhanced_test", "spk1.scp", 0.1 / quality)
+        write_audio(experiment / "enhanced_test", "spk1", 0.1 / quality)
     (data.parent / "valid").mkdir(exist_ok=True)
     return folder
 
@@ -139,7 +136,7 @@ def write_ablation(folder: Path, data: Path, seeds: Sequence[int] = (0, 1, 2)) -
     write_scores(exp / "noisy" / "scored_test", 1.5)
     teacher = write_training(exp / "teacher", 2.5)
     write_scores(teacher / "scored_test", 2.5)
-    write_audio(teacher / "enhanced_test", "spk1.scp", 0.02)
+    write_audio(teacher / "enhanced_test", "spk1", 0.02)
     values: Dict[str, np.ndarray] = {}
     cells = []
     for name, (quality, distill) in CELLS.items():
@@ -147,7 +144,7 @@ def write_ablation(folder: Path, data: Path, seeds: Sequence[int] = (0, 1, 2)) -
         for seed in seeds:
             run = write_training(folder / name / f"seed{seed}", quality + 0.01 * seed, seed, distill)
             write_scores(run / "scored_test", quality + 0.02 * seed, seed)
-            write_audio(run / "enhanced_test", "spk1.scp", 0.1 / quality)
+            write_audio(run / "enhanced_test", "spk1", 0.1 / quality)
             place = f"{name}/seed{seed}"
             entries.append(
                 {"seed": seed, "state": "finished", "experiment": place, "scored": f"{place}/scored_test",

@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
-import soundfile
 import yaml
 from places import CONF
+from waves import noise, write_table
 
 from bench.command import main as bench_main
-from i2srf_kd.bin.results import main as write_table
+from i2srf_kd.bin.results import main as write_results
 from i2srf_kd.results import table
 from i2srf_kd.results.scores import write_scores
 from i2srf_kd.system.errors import UserError
@@ -20,21 +19,9 @@ METRICS = ("pesq_wb", "stoi", "si_sdr")
 NETWORK = {"encoder", "encoder_conf", "decoder", "decoder_conf", "separator", "separator_conf", "criterions"}
 
 
-def noise(seed, samples=8000):
-    return 0.1 * np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
-
-
 @pytest.fixture
 def data_dir(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    lines = []
-    for number in range(3):
-        path = folder / f"u{number}.wav"
-        soundfile.write(path, noise(number), 16000)
-        lines.append(f"u{number} {path}\n")
-    (folder / "wav.scp").write_text("".join(lines))
-    return folder
+    return write_table(tmp_path / "data", "wav", {f"u{i}": noise(8000, seed=i) for i in range(3)}).parent
 
 
 def test_all_networks_are_trained_alike():
@@ -113,7 +100,7 @@ def test_the_table_has_networks_and_costs_alone(tmp_path):
         f"--system={name}={scored(tmp_path / name, gain)}" for name, gain in (("noisy", 0), ("a", 0.2), ("b", 0.1))
     ]
     words += ["--out", str(tmp_path / "T.md"), "--cost", str(tmp_path / "cost.json"), "--baseline", "a"]
-    assert write_table(words) == 0
+    assert write_results(words) == 0
     text = (tmp_path / "T.md").read_text()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
     lines = {line[0]: line for line in cells}
