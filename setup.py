@@ -21,7 +21,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["i2srf_kd", "i2srf_kd.*"]),
-    package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2"]},
+    package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2", "models/*/*"]},
     entry_points={"console_scripts": ["i2srf = i2srf_kd.bin.__main__:main"]},
     # Enough to enhance recordings with a trained model.
     install_requires=["torch>=2.1", "numpy>=1.24", "scipy>=1.15", "soundfile", "soxr", "pyyaml", "tqdm"],

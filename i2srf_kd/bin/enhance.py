@@ -1,10 +1,14 @@
 """Enhance audio files.
 
-    python -m i2srf_kd.bin.enhance exp/student noisy.wav recordings/ -o enhanced
+    python -m i2srf_kd.bin.enhance noisy.wav recordings/ -o enhanced
+    python -m i2srf_kd.bin.enhance --model exp/student noisy.wav -o enhanced
 
-MODEL is an experiment folder, a file of weights in one, or an exported folder. IN are files or folders, which are
-searched for audio; the structure of a folder is kept. Outputs have their input's name, rate, container and sample
-format. Where two outputs would have the same name, all are placed relative to the inputs' common folder instead.
+The model is an experiment folder, a file of weights in one, an exported folder, or one that comes with the package
+(--list_models), of which the default is taken where none is named. It may also stand before IN, without --model.
+
+IN are files or folders, which are searched for audio; the structure of a folder is kept. Outputs have their input's
+name, rate, container and sample format. Where two outputs would have the same name, all are placed relative to the
+inputs' common folder instead.
 
 A model for one microphone enhances each channel on its own. A model for several needs a file with at least so many
 channels and writes one, its reference microphone. Recordings of any length take constant memory: they are enhanced in
@@ -25,6 +29,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+from i2srf_kd import models
 from i2srf_kd.audio.pcm import PCM_FORMATS
 from i2srf_kd.export.runtimes import RUNTIMES
 from i2srf_kd.inference.files import (
@@ -52,8 +57,9 @@ def _boolean(text: str) -> bool:
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     parser = command_parser(__doc__)
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders")
+    parser.add_argument("inputs", metavar="IN", nargs="*", help="audio files or folders; the first may be the model")
+    parser.add_argument("--model", help=f"folder, file of weights, or name (default: {models.DEFAULT})")
+    parser.add_argument("--list_models", action="store_true", help="print the models that come with the package")
     parser.add_argument("-o", "--out_dir", metavar="OUT_DIR", type=Path)
     parser.add_argument("--model_file", help="weights in an experiment folder (default: average of the best epochs)")
     parser.add_argument("--window_seconds", type=float, default=WINDOW_SECONDS, help=f"default: {WINDOW_SECONDS:g}")
@@ -79,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="default: auto, onnx where MODEL is an exported folder that has it and onnxruntime is installed; "
+        help="default: auto, onnx where the model is an exported folder that has it and onnxruntime is installed; "
         "int8: its model_int8.onnx, faster and less exact",
     )
     stream = parser.add_argument_group("streams")
@@ -90,6 +96,18 @@ def get_parser() -> argparse.ArgumentParser:
         "--block_samples", type=int, default=256, help="most samples to wait for on a pipe (default: 256)"
     )
     return parser
+
+
+def _choose_model(args: argparse.Namespace) -> None:
+    """Take the model from the first positional argument where that is one and none was named, in place."""
+    if args.model is None and args.inputs and _is_model(args.inputs[0]):
+        args.model = args.inputs.pop(0)
+    args.model = args.model or models.DEFAULT
+
+
+def _is_model(text: str) -> bool:
+    path = models.folder_of(text)
+    return (path / "config.yaml").is_file() or path.suffix in (".pth", ".zip")
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -120,6 +138,10 @@ def _method(args: argparse.Namespace) -> Method:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_intermixed_args(argv)  # IN may be empty, and may follow an option
+    if args.list_models:
+        print("\n".join(f"{name}\t{models.folder_of(name)}" for name in models.names()))
+        return 0
+    _choose_model(args)
     _check_options(args)
     problems: List[str] = []
     jobs = plan(args.inputs, args.out_dir, problems.append) if args.inputs else []

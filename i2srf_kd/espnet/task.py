@@ -28,13 +28,15 @@ from espnet2.train.distributed_utils import get_rank
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
+from i2srf_kd import models
 from i2srf_kd.data.mixing import MixingOptions
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
 from i2srf_kd.espnet.loading import local_model
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
-from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX, Experiment, stated_rate
+from i2srf_kd.export.bundle import WEIGHTS, is_bundle
+from i2srf_kd.inference.experiment import NETWORK_PREFIX, TRAINING_ONLY_PREFIX, Experiment, stated_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
@@ -168,6 +170,7 @@ class DistillEnhancementTask(EnhancementTask):
             _check_speed(args)
             plan_hours(args)
             cls.resolve_distillation(args)
+            args.init_param = [initial_weights(path) for path in args.init_param]
             args.data_digest = _data_fingerprint(args)
             # ESPnet rewrites config.yaml before it looks at a checkpoint: compare first.
             guard_experiment(args, args.output_dir, rank0=is_first_process(args))
@@ -199,8 +202,7 @@ class DistillEnhancementTask(EnhancementTask):
             raise UserError(f"cannot build the model: {error}") from None
         if not args.ignore_init_mismatch:
             for path in args.init_param:
-                if ":" not in path:  # a part of a checkpoint may be asked for: then nobody expects all keys
-                    check_init_param(model, path)
+                check_init_param(model, path)
         return model
 
     @classmethod
@@ -266,11 +268,50 @@ def _build_wrapper(options: Dict[str, Any], sample_rate: int) -> torch.nn.Module
     return wrapper_class(criterion=criterion, **options.get("wrapper_conf", {}))
 
 
-def check_init_param(model: torch.nn.Module, path: str) -> None:
-    """Compare a file of weights with the model that begins with it; a distillation may begin anew."""
+# What ESPnet is told to do with a file of initial weights: FILE:FROM:TO:WITHOUT.
+_NETWORK_ALONE = f"::{NETWORK_PREFIX.rstrip('.')}"
+_WITHOUT_DISTILLATION = f":::{TRAINING_ONLY_PREFIX}"
+
+
+def check_init_param(model: torch.nn.Module, text: str) -> None:
+    """Compare initial weights, ``FILE[:FROM[:TO[:WITHOUT]]]``, with the model that begins with them.
+
+    A distillation may begin anew, and where a part of the file is asked for nobody expects all keys.
+
+    Raises:
+        UserError: the file is none of weights, keys are missing, or a tensor has another size.
+    """
+    path = text.split(":")[0]
     weights = load_weights(path)
-    wanted = [key for key in model.state_dict() if key in weights or not key.startswith(TRAINING_ONLY_PREFIX)]
+    target = model.state_dict()
+    if text == path + _NETWORK_ALONE:
+        weights = {NETWORK_PREFIX + key: value for key, value in weights.items()}
+        target = {key: value for key, value in target.items() if key.startswith(NETWORK_PREFIX)}
+    elif text == path + _WITHOUT_DISTILLATION:
+        weights = {key: value for key, value in weights.items() if not key.startswith(TRAINING_ONLY_PREFIX)}
+    elif text != path:
+        return
+    wanted = [key for key in target if key in weights or not key.startswith(TRAINING_ONLY_PREFIX)]
     check_key_coverage(wanted, weights, source=path)
+    for key in wanted:
+        if target[key].shape != weights[key].shape:
+            raise UserError(
+                f"--init_param {path}: {key} is {tuple(weights[key].shape)}, the model to be trained has "
+                f"{tuple(target[key].shape)}: take the separator_conf that the weights were trained with"
+            )
+
+
+def initial_weights(text: str) -> str:
+    """What ESPnet's ``--init_param`` understands, for a folder or the name of a model as well.
+
+    Args:
+        text: a file of weights in ESPnet's form, an experiment folder, an exported folder, or the name of a model that
+            comes with the package.
+    """
+    folder = models.folder_of(text)
+    if is_bundle(folder):
+        return f"{folder / WEIGHTS}{_NETWORK_ALONE}"
+    return f"{Experiment(folder).weights()}{_WITHOUT_DISTILLATION}" if folder.is_dir() else text
 
 
 def is_first_process(args: argparse.Namespace) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from i2srf_kd import models
 from i2srf_kd.nets.dpdcrn import DPDCRN
 from i2srf_kd.nets.presets import network_from_options
 from i2srf_kd.system.config import read_yaml
@@ -224,15 +225,21 @@ class Experiment:
 
 
 def split_model_path(path: PathLike) -> Tuple[Path, Optional[str]]:
-    """A model as users name it, a folder, a packed model or a file of weights, to ``(folder or zip, file or None)``.
+    """A model as users name it to ``(folder or zip, file name or None)``.
+
+    Args:
+        path: a folder, a packed model, a file of weights, or the name of a model that comes with the package.
 
     Raises:
         UserError: there is no such path.
     """
-    path = Path(path)
+    path = models.folder_of(path)
     if path.is_dir() or is_packed(path):
         return path, None
     if path.is_file():
         # resolved as text: a link such as latest.pth must not lead into another folder
         return Path(os.path.abspath(path)).parent, path.name
-    raise UserError(f"{path}: no such model; give an experiment folder, weights in one, or an exported folder")
+    raise UserError(
+        f"{path}: no such model; give an experiment folder, weights in one, an exported folder, or one of "
+        f"{', '.join(models.names())}"
+    )

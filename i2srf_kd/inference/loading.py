@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import torch
 
+from i2srf_kd import models
 from i2srf_kd.export.bundle import is_bundle, load_bundle_model
 from i2srf_kd.export.runtimes import WHOLE, onnx_file
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
@@ -34,13 +35,14 @@ def check_device(device: str) -> torch.device:
 
 
 def load_enhancer(
-    path: PathLike, device: str = "cpu", weights: Optional[str] = None, runtime: str = "auto"
+    path: PathLike = models.DEFAULT, device: str = "cpu", weights: Optional[str] = None, runtime: str = "auto"
 ) -> Enhancer:
     """Load a trained model for use.
 
     Args:
-        path: an experiment folder, a file of weights in one, a model packed by ESPnet (zip or folder), or a folder that
-            ``i2srf_kd.bin.export`` wrote.
+        path: an experiment folder, a file of weights in one, a model packed by ESPnet (zip or folder), a folder that
+            ``i2srf_kd.bin.export`` wrote, or the name of a model that comes with the package
+            (:func:`i2srf_kd.models.names`).
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         weights: name of a file of weights in an experiment folder (default: :meth:`Experiment.weights`).
         runtime: ``torch``; ``onnx`` or ``int8`` for the files of an exported folder, with as many threads as torch has

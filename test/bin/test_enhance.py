@@ -235,6 +235,8 @@ def test_wrong_paths(model, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         run(model, source, out=source)
     with pytest.raises(UserError, match="no such model"):
+        run("--model", tmp_path / "nowhere", source, out=tmp_path / "out")
+    with pytest.raises(UserError, match="nowhere: no such file"):
         run(tmp_path / "nowhere", source, out=tmp_path / "out")
 
 

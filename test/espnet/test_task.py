@@ -10,10 +10,13 @@ from typing import Any, Dict
 import pytest
 import torch
 import yaml
+from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
+from export.trained import SMALL, make_experiment, make_network
 from small_models import options
 
 from i2srf_kd.espnet import task
-from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.espnet.task import DistillEnhancementTask, initial_weights
+from i2srf_kd.export.bundle import export_bundle
 from i2srf_kd.system.errors import UserError
 
 
@@ -64,6 +67,22 @@ def test_initial_weights_must_cover_the_model(tmp_path: Path) -> None:
     DistillEnhancementTask.build_model(options(init_param=[str(tmp_path / "all.pth")]))
     with pytest.raises(UserError, match="few.pth"):
         DistillEnhancementTask.build_model(options(init_param=[str(tmp_path / "few.pth")]))
+
+
+def test_training_begins_with_a_model_in_any_form(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = make_network()
+    experiment = make_experiment(tmp_path / "exp", network)
+    export_bundle(experiment, tmp_path / "exported", onnx=False)
+    for name in ("exp", "exported"):
+        text = initial_weights(str(tmp_path / name))
+        model = DistillEnhancementTask.build_model(options(separator_conf=SMALL, init_param=[text]))
+        load_pretrained_model(text, model, ignore_init_mismatch=False)
+        for key, value in network.state_dict().items():
+            assert torch.equal(model.state_dict()[f"separator.net.{key}"], value)
+        with pytest.raises(UserError, match=r"separator.net.\S+ is .*, the model to be trained has"):
+            DistillEnhancementTask.build_model(options(separator_conf={**SMALL, "channels": 12}, init_param=[text]))
+    assert initial_weights("some.pth:a:b") == "some.pth:a:b"
 
 
 def test_a_gpu_in_the_configuration_and_absent_is_named() -> None:
