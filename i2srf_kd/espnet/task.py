@@ -193,6 +193,8 @@ class DistillEnhancementTask(EnhancementTask):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
+        if args.distill_config or args.teacher_exp:  # whoever builds a model without training, such as ESPnet3
+            cls.resolve_distillation(args)
         try:
             model = cls._build_student(args)
             _speed_up(args, model)
