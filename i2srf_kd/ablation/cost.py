@@ -1,11 +1,10 @@
 """What a training cost, from what it left behind."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from i2srf_kd.results.model import ENVIRONMENT, METRICS_LOG, Run
+from i2srf_kd.results.model import METRICS_LOG, Run
 from i2srf_kd.system.errors import UserError
 
 KEYS = ("steps", "seconds_per_step", "hours", "parameters", "distillation_parameters")
@@ -21,9 +20,8 @@ def training_cost(experiment: Path) -> Optional[Dict[str, Any]]:
 def training_environments(experiment: Path) -> List[Tuple[Tuple[str, Any], ...]]:
     """Commit, versions and hardware of every start of a training, as pairs of name and value; none without a record."""
     try:
-        starts = json.loads((experiment / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
-        return [_environment(start) for start in starts]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [_environment(start) for start in Run(experiment=experiment).starts]
+    except UserError:  # being written
         return []
 
 

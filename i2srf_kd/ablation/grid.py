@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from i2srf_kd.system.config import read_yaml
+from i2srf_kd.system.config import read_yaml, refuse_unknown
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.fingerprints import sha256_of
@@ -153,7 +153,7 @@ class _Reader:
 
     def read(self) -> Grid:
         content = self._load(self.path)
-        self._only(content, _GRID_KEYS, "a grid")
+        refuse_unknown(content, _GRID_KEYS, f"{self.path}: a grid")
         if not _CELL_NAME.fullmatch(self.path.stem):
             raise self._error("its name becomes a folder: use letters, digits and . _ + - in it")
         seeds = self._seeds(content.get("seeds", [0]), "seeds")
@@ -184,7 +184,7 @@ class _Reader:
         return baseline, [name for name in dict.fromkeys(compare_with) if name != baseline]
 
     def _cross(self, entry: Mapping[str, Any], seeds: Tuple[int, ...]) -> None:
-        self._only(entry, _CROSS_KEYS, "an entry of cross")
+        refuse_unknown(entry, _CROSS_KEYS, f"{self.path}: an entry of cross")
         if "name" not in entry or "over" not in entry:
             raise self._error("an entry of cross needs name, such as '{method}-w{weight}', and over, its lists")
         over = self._mapping(entry["over"], "over")
@@ -229,7 +229,7 @@ class _Reader:
             )
         if name in self.cells:
             raise self._error(f"cell {name} is there twice")
-        self._only(entry, _CELL_KEYS, f"cell {name}")
+        refuse_unknown(entry, _CELL_KEYS, f"{self.path}: cell {name}")
         if "distill" not in entry:
             raise self._error(
                 f"cell {name}: say what it distils (distill: a file, its content, or null for no teacher)"
@@ -276,11 +276,6 @@ class _Reader:
 
     def _load(self, path: Path) -> Dict[str, Any]:
         return read_yaml(path, str(path) if path == self.path else f"{self.path}: {path}")
-
-    def _only(self, entry: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
-        unknown = [str(key) for key in entry if key not in keys]
-        if unknown:
-            raise self._error(f"{what} has no {', '.join(unknown)}: it has {', '.join(keys)}")
 
     def _mapping(self, value: Any, what: str) -> Dict[Any, Any]:
         if not isinstance(value, dict):

@@ -23,20 +23,6 @@ def _bounds(means: NDArray[np.float64], level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_with_interval(
-    values: ArrayLike, level: float = 0.95, resamples: int = 10000, seed: int = 0
-) -> "CrossedInterval":
-    """Mean of scores ``(n,)``, or of paired differences, with a percentile bootstrap interval over utterances.
-
-    The interval (Efron, 1979) says how much the mean would move with other utterances from the same source; it says
-    nothing about other speakers, noises or training seeds. Two systems that are scored on the same utterances share
-    most of their variance: the interval of their differences is far narrower than the two separate ones suggest.
-    See :class:`CrossedBootstrap` for the arguments.
-    """
-    scores = np.asarray(values, dtype=np.float64).ravel()
-    return CrossedBootstrap(1, len(scores), level, resamples, seed).mean(scores[None])
-
-
 class CrossedInterval(NamedTuple):
     """A mean over seeds and utterances with its confidence interval."""
 
@@ -75,7 +61,9 @@ class CrossedBootstrap:
 
     Each resample draws seeds with replacement and, independently, utterances with replacement, and averages the scores
     of the drawn seeds on the drawn utterances (the "pigeonhole" bootstrap of crossed random effects, Owen 2007). The
-    interval so covers other utterances from the same source and other seeds; with one seed, other utterances alone.
+    interval so covers other utterances from the same source and other seeds; with one seed, other utterances alone, and
+    it says nothing about other seeds. Of paired differences it is far narrower than the two separate ones suggest,
+    because systems that are scored on the same utterances share most of their variance.
 
     A percentile bootstrap of few values is too narrow: with three seeds, a 95 % interval would cover about 84 %. Before
     they are drawn, the seeds' deviations from their mean are therefore widened by sqrt(S / (S - 1)), which makes up for

@@ -7,7 +7,7 @@ from typing import Tuple
 import numpy as np
 import soundfile
 
-from i2srf_kd.results.spectrogram import DYNAMIC_RANGE_DB, log_spectrogram
+from i2srf_kd.results.spectrogram import draw_spectrogram, log_spectrogram
 from i2srf_kd.system.errors import UserError
 
 # Names of soundfile, and media types. MP3 plays in every browser, OGG in all but older ones of Apple, FLAC is lossless.
@@ -62,10 +62,7 @@ def spectrogram_png(waveform: np.ndarray, fs: int, top: float) -> str:
     figure = Figure(figsize=_SIZE_INCHES)
     FigureCanvasAgg(figure)
     axis = figure.add_axes((PLOT_LEFT, 0.16, PLOT_RIGHT - PLOT_LEFT, 0.8))
-    axis.imshow(
-        log_spectrogram(waveform, fs), origin="lower", aspect="auto", cmap="magma", vmin=top - DYNAMIC_RANGE_DB,
-        vmax=top, extent=(0.0, len(waveform) / fs, 0.0, fs / 2000.0),
-    )  # fmt: skip
+    draw_spectrogram(axis, log_spectrogram(waveform, fs), len(waveform), fs, top)
     axis.set_ylabel("kHz", color=_NEUTRAL, labelpad=2)
     axis.annotate("s", (1, 0), xycoords="axes fraction", xytext=(-1, -7), textcoords="offset points", ha="right",
                   va="top", color=_NEUTRAL)  # fmt: skip

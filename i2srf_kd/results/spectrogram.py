@@ -1,6 +1,6 @@
 """Spectrograms on one colour scale."""
 
-from typing import Mapping
+from typing import Any, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,14 @@ def log_spectrogram(waveform: ArrayLike, fs: int) -> np.ndarray:
     return 10.0 * np.log10(np.square(np.abs(spectrum)) + 1e-12)
 
 
+def draw_spectrogram(axis: Any, spectrum: np.ndarray, samples: int, fs: int, top: float) -> Any:
+    """Draw :func:`log_spectrogram` of a waveform, seconds against kHz, down from ``top`` dB; returns the image."""
+    return axis.imshow(
+        spectrum, origin="lower", aspect="auto", cmap="magma", vmin=top - DYNAMIC_RANGE_DB, vmax=top,
+        extent=(0.0, samples / fs, 0.0, fs / 2000.0),
+    )  # fmt: skip
+
+
 def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike) -> None:
     """Draw one spectrogram per waveform, one above the other, all on the same scale in dB.
 
@@ -35,15 +43,7 @@ def spectrogram_grid(waveforms: Mapping[str, ArrayLike], fs: int, path: PathLike
     figure, axes = new_figure(len(spectra), 1, (9.0, 2.2 * len(spectra) + 0.6))
     image = None
     for axis, (title, spectrum) in zip(axes[:, 0], spectra.items(), strict=True):
-        image = axis.imshow(
-            spectrum,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=top - DYNAMIC_RANGE_DB,
-            vmax=top,
-            extent=(0.0, len(np.asarray(waveforms[title])) / fs, 0.0, fs / 2000.0),
-        )
+        image = draw_spectrogram(axis, spectrum, len(np.asarray(waveforms[title])), fs, top)
         axis.set_title(title, fontsize=10)
         axis.set_ylabel("kHz")
     axes[-1, 0].set_xlabel("time [s]")

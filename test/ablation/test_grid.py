@@ -88,14 +88,14 @@ def test_an_edited_module_of_ones_own_is_another_definition(folder):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("cell: {}\n", "a grid has no cell: it has title"),
+        ("cell: {}\n", "a grid has no option cell: it has title"),
         ("baseline: a\n", "it has no cells"),
         ("cells: {a: {distill: null}}\n", "name the cell without a teacher"),
         ("baseline: b\ncells: {a: {distill: null}}\n", "there is no cell 'b'; there are a"),
         ("baseline: a\ncells: {a: {distill: kd.yaml}}\n", "baseline: cell a has a teacher"),
         (HEAD + "compare_with: [x]\n", "compare_with: there is no cell 'x'"),
         (HEAD + "  plain: {distill: kd.yaml}\n", "'plain' is given twice"),
-        (HEAD + "  x: {distil: null}\n", "cell x has no distil: it has distill"),
+        (HEAD + "  x: {distil: null}\n", "cell x has no option distil: it has distill"),
         (HEAD + "  x: {seeds: [1]}\n", "cell x: say what it distils"),
         (HEAD + "  x: {distill: absent.yaml}\n", "absent.yaml: No such file"),
         (HEAD + "  x: {distill: null}\n", "cells plain and x train the same"),

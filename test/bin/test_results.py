@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from i2srf_kd.bin.results import main
-from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.metrics.table import METRICS as KNOWN
 from i2srf_kd.metrics.table import SCORES
 from i2srf_kd.results.scores import write_scores
@@ -76,7 +76,7 @@ def test_differences(exp):
     assert [row[0] for row in _rows(text)[-2:]] == ["teacher - student", "student-kd - student"]
     generator = np.random.default_rng(0)
     base = 0.3 * generator.standard_normal(30)
-    expected = mean_with_interval((2.8 + base) - (2.6 + base))
+    expected = CrossedBootstrap(1, 30).mean([(2.8 + base) - (2.6 + base)])
     measured = content["differences"][1]["metrics"]["pesq_wb"]
     assert measured["mean"] == pytest.approx(expected.mean) and measured["share_positive"] == 1.0
     assert _rows(text)[-1][1] == "+0.200 [+0.200, +0.200]"

@@ -11,7 +11,7 @@ from waves import noise, write_table
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.bin import results
 from i2srf_kd.bin.score import main
-from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.metrics.utterance import DEFAULT, score_utterance
 from i2srf_kd.system.errors import UserError
 
@@ -48,7 +48,7 @@ def test_scores_and_summary(data, tmp_path, capsys):
         assert {name: float(row[name]) for name in expected} == expected
         assert float(row["seconds"]) == len(clean) / 16000
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    interval = mean_with_interval([float(row["ssnr"]) for row in rows])
+    interval = CrossedBootstrap(1, 5).mean([[float(row["ssnr"]) for row in rows]])
     assert summary["metrics"]["ssnr"] == {**interval._asdict(), "seed_std": None}
     assert summary["utterances"] == 5 and summary["seconds"] == pytest.approx(41000 / 16000)
     assert "5 utterances" in capsys.readouterr().out

@@ -21,10 +21,11 @@ from i2srf_kd.export.bundle import WEIGHTS, is_bundle
 from i2srf_kd.export.runtimes import WHOLE, has_onnxruntime
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.inference.loading import load_enhancer
-from i2srf_kd.metrics.bootstrap import mean_with_interval
+from i2srf_kd.metrics.bootstrap import CrossedBootstrap
 from i2srf_kd.metrics.table import METRICS
 from i2srf_kd.metrics.utterance import score_utterance
 from i2srf_kd.nets.dpdcrn import apply_mask
+from i2srf_kd.results.scores import finite
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.markdown import Column
 
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
 
     turns: Turns = in_turns({name: everything(name) for name in found}, Clock(args.device, args.threads), args.repeats)
     seconds, total = median_seconds(turns), sum(len(noisy) for noisy, _ in pairs) / fs
+    bootstrap = CrossedBootstrap(1, len(pairs))
     rows: List[Dict[str, Any]] = []
     for name, variant in found.items():
         row: Dict[str, Any] = {"name": name, "mb": variant.megabytes, "rtf": seconds[name] / total}
@@ -140,8 +142,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
             shown = METRICS[metric]
             row[metric] = shown.text(float(np.nanmean(scores[name][metric])))
             if name != FLOAT:
-                cost = mean_with_interval(np.subtract(scores[name][metric], scores[FLOAT][metric]))
-                row[f"{metric}_cost"] = cost._asdict()
+                cost = bootstrap.mean(np.subtract([scores[name][metric]], [scores[FLOAT][metric]]))
+                row[f"{metric}_cost"] = finite(cost._asdict())
                 mean, low, high = (shown.text(value, signed=True) for value in cost[:3])
                 row[metric] += f" ({mean} [{low}, {high}])"
         rows.append(row)
