@@ -13,12 +13,11 @@ import numpy as np
 import torch
 import torch._dynamo  # an optimiser imports it at its first step, for 3 s: once here instead of in every child
 import yaml
-from espnet2.tasks.enh import EnhancementTask
 from waves import write_table
 
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet.iterator import add_chunk_arguments, build_chunk_iter_factory
-from i2srf_kd.espnet.task import is_first_process
+from i2srf_kd.espnet.task import EnhancementTask, is_first_process
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.training.run_guard import guard_experiment

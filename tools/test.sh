@@ -19,5 +19,6 @@ for argument in "$@"; do
         *) arguments+=("${argument}") ;;
     esac
 done
+unset PYTHONDONTWRITEBYTECODE # the tests start hundreds of processes, which would each compile the package anew
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec python -m pytest -n logical --maxprocesses 8 --dist worksteal "${selection[@]}" "${arguments[@]}"

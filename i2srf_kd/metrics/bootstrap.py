@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 _INDICES_AT_ONCE = 2_000_000
 
@@ -52,6 +51,8 @@ def _widening(seeds: int, level: float) -> float:
     """Factor on the deviations of the seeds, see :class:`CrossedBootstrap`."""
     if seeds < 2:
         return 1.0
+    from scipy import stats  # here: it takes a second to import, and only several seeds need it
+
     quantile = (1 + level) / 2
     return math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(quantile, seeds - 1) / stats.norm.ppf(quantile))
 

@@ -76,9 +76,12 @@ def parse_speed(section: Optional[Mapping[str, Any]], on_gpu: bool) -> SpeedOpti
         raise UserError("speed: cuda_graphs needs a GPU: set it to false, or --ngpu 1")
     if options.cuda_graphs and not options.compile:
         raise UserError("speed: cuda_graphs records what is compiled: name the parts, such as compile: [student, loss]")
-    backends = torch.compiler.list_backends(exclude_tags=())
-    if options.compile_backend not in backends:
-        raise UserError(f"speed: compile_backend must be one of {', '.join(backends)}, not {options.compile_backend!r}")
+    if options.compile_backend != SpeedOptions.compile_backend:  # to list them torch imports them all, for a second
+        known = torch.compiler.list_backends(exclude_tags=())
+        if options.compile_backend not in known:
+            raise UserError(
+                f"speed: compile_backend must be one of {', '.join(known)}, not {options.compile_backend!r}"
+            )
     compiler = os.environ.get("CXX", "g++")
     if options.compile and options.compile_backend == "inductor" and not (on_gpu or shutil.which(compiler)):
         raise UserError(f"speed: compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX")

@@ -302,7 +302,7 @@ def test_a_grid_is_one_array_with_a_cap_under_slurm(prepared, tmp_path):
 
 
 def test_the_validation_set_is_scored_beside_the_test_set(finished):
-    finished.run("--test_sets", "valid")
+    finished.run("--test_sets", "valid", "--seeds", "0")
     calls = finished.calls()
     assert not [c for c, _ in calls if c.startswith("train:") or c in ("data.py:", "format_data:", "corpus_stats:")]
     assert {a[0] for c, a in calls if c == "score:"} == {"mini/dump/raw/valid"}
@@ -311,17 +311,19 @@ def test_the_validation_set_is_scored_beside_the_test_set(finished):
     assert finished.table("valid")["cells"][0]["seeds"][0]["scored"] == "plain/seed0/scored_valid"
 
 
-def test_a_failing_cell_does_not_stop_the_others_and_is_named(prepared):
-    output = prepared.run(code=1, STUB_FAIL="half/seed0")
+def test_a_failing_cell_does_not_stop_the_others_and_is_named(finished):
+    for run in RUNS[1:]:
+        shutil.rmtree(finished.results / run)
+    output = finished.run("--max_jobs", "1", code=1, STUB_FAIL="half/seed0")
     assert "error: half, seed 0 failed; log: mini/exp/ablation/grid/half/seed0/logs/run.log" in output
-    assert "the training says why" in (prepared.results / "half/seed0/logs/run.log").read_text()
-    assert sorted(prepared.trained()) == sorted(RUNS)
-    results = prepared.table()
+    assert "the training says why" in (finished.results / "half/seed0/logs/run.log").read_text()
+    assert finished.trained() == RUNS[1:]
+    results = finished.table()
     assert [seed["state"] for seed in results["cells"][1]["seeds"]] == ["failed", "finished"]
     assert results["cells"][1]["differences"]["plain"]["pesq_wb"]["n_seeds"] == 1
-    assert "failed       half, seed 0" in prepared.run("--action", "list")
-    prepared.run()
-    assert prepared.trained() == ["half/seed0"]
+    assert "failed       half, seed 0" in finished.run("--action", "list")
+    finished.run()
+    assert finished.trained() == ["half/seed0"]
 
 
 def test_finished_runs_are_kept_where_a_rerun_is_refused(finished):
@@ -377,6 +379,7 @@ def test_failures_of_cells_that_were_not_chosen_do_not_count(finished):
     finished.run("--action", "collect", code=1)
 
 
+@pytest.mark.slow
 def test_kill_9_of_everything_changes_no_number(prepared, _finished_once):
     process = prepared.start(STUB_SLOW="half/seed0")
     prepared.wait_for("training", Path(f"{prepared.record}.ready").exists, process)
@@ -393,6 +396,7 @@ def test_kill_9_of_everything_changes_no_number(prepared, _finished_once):
     assert prepared.table() == _finished_once[0].table()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans is Linux's")
 def test_kill_9_of_the_command_ends_everything_below_it(prepared, _finished_once):
     process = prepared.start("--max_jobs", "1", STUB_SLOW="plain/seed0")

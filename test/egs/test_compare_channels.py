@@ -11,28 +11,27 @@ from pathlib import Path
 import pytest
 from places import REPOSITORY
 
-ARMS = {"exp/mics2": 0.3, "exp/mics1": 0.2, "exp/w/mics1": 0.1}
-
-ABLATE = """#!{python}
-# Leaves the scores of noisy, teacher and two seeds of both cells where the ablation of these options would.
-import json, os, sys
-from pathlib import Path
 from i2srf_kd.results.scores import write_scores
 
-words = sys.argv[1:]
+ARMS = {"exp/mics2": 0.3, "exp/mics1": 0.2, "exp/w/mics1": 0.1}
+
+ABLATE = """#!{python} -S
+import json, sys
 with open("asked.json", "a") as file:
-    file.write(json.dumps(words) + "\\n")
-options = dict(zip(words[::2], words[1::2]))
-folder = Path(options.get("--expdir", "exp")) / f"mics{{options['--num_mics']}}"
-gain = {arms}[folder.as_posix()]
-places = {{"noisy/scored_test": 0, "teacher/scored_test": 2 * gain}}
-for seed in (0, 1):
-    for cell, more in (("undistilled", 0), ("i2srf_tfckd", 0.05)):
-        places[f"ablation/compare/{{cell}}/seed{{seed}}/scored_test"] = gain + more + 0.01 * seed
-for name, value in places.items():
-    rows = [{{"utt": f"u{{i}}", "seconds": 1.0, "pesq_wb": 1.5 + 0.1 * i + value}} for i in range(4)]
-    write_scores(folder / name, rows, ["pesq_wb"])
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
 """
+
+
+def write_arm(folder: Path, gain: float) -> None:
+    """The scores of noisy, teacher and two seeds of both cells."""
+    places = {"noisy/scored_test": 0.0, "teacher/scored_test": 2 * gain}
+    for seed in (0, 1):
+        for cell, more in (("undistilled", 0), ("i2srf_tfckd", 0.05)):
+            places[f"ablation/compare/{cell}/seed{seed}/scored_test"] = gain + more + 0.01 * seed
+    for name, value in places.items():
+        rows = [{"utt": f"u{i}", "seconds": 1.0, "pesq_wb": 1.5 + 0.1 * i + value} for i in range(4)]
+        (folder / name).mkdir(parents=True)
+        write_scores(folder / name, rows, ["pesq_wb"], fs=16000)
 
 
 @pytest.fixture
@@ -42,7 +41,9 @@ def recipe(tmp_path: Path) -> Path:
     shutil.copy(REPOSITORY / "egs/l3das23/local/compare_channels.sh", folder / "local")
     (folder / "path.sh").write_text(f'python() {{ "{sys.executable}" "$@"; }}\n')
     stub = folder / "ablate.sh"
-    stub.write_text(ABLATE.format(python=sys.executable, arms=ARMS))
+    stub.write_text(ABLATE.format(python=sys.executable))
+    for arm, gain in ARMS.items():
+        write_arm(folder / arm, gain)
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     return folder
 

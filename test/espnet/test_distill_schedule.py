@@ -13,7 +13,7 @@ WEIGHT = 0.5
 
 def command(speech: Path, teacher: Path, exp: Path, task_weight: float = 1.0, **schedule: Any) -> List[str]:
     distill = {"method": "fitnets", "weight": WEIGHT, **schedule}
-    more = ("--num_iters_per_epoch", "4", "--save_interval_steps", "2")
+    more = ("--num_iters_per_epoch", "4", "--save_interval_steps", "2", "--kd_diagnostics", "false")
     return speech_task.arguments(speech, exp, *more, distill=distill, teacher=teacher, task_weight=task_weight)
 
 

@@ -11,7 +11,7 @@ import toy
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.task import DistillEnhancementTask
 
-SHORT = ("--num_iters_per_epoch", "6", "--max_epoch", "2")
+SHORT = ("--num_iters_per_epoch", "6", "--max_epoch", "2", "--kd_diagnostics", "false")
 
 
 def losses(output_dir: Path) -> List[Dict[str, Any]]:

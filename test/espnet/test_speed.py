@@ -55,9 +55,8 @@ def check_near(plain: Any, folder: Path, lines: List[Dict[str, Any]], tolerance:
     assert all(weights[name].dtype == reference[name].dtype for name in weights)
 
 
-@pytest.mark.parametrize(
-    "flag", [pytest.param(flag, marks=[] if flag.startswith("teacher_inf") else pytest.mark.slow) for flag in FLAGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_alone(flag: str, plain: Any, speech: Path, speech_teacher: Path, tmp_path: Path) -> None:
     check_near(plain, tmp_path / "exp", run(speech, speech_teacher, tmp_path / "exp", flag), FLAGS[flag])
 
@@ -86,17 +85,20 @@ def test_compiled_regions_give_the_same_numbers_and_names() -> None:
     assert list(network.state_dict()) == names
 
 
-@pytest.mark.parametrize("flag", ["channels_last", "dense_buffer", "fused_optimizer", "teacher_inference_mode"])
-def test_in_double_precision_flags_change_nothing(flag: str) -> None:
+def test_in_double_precision_flags_change_nothing() -> None:
     pair = BenchPair(get_parser().parse_args(f"curve {SMALL} --batch 2 --seconds 0.1".split()))
     for network in (pair.student, pair.teacher):
         network.double()
     pair.spectrum, pair.target, pair.mixture = pair.spectrum.double(), pair.target.double(), pair.mixture.double()
-    losses = []
-    for section in ({}, {flag: True}):
+
+    def losses(**section: bool) -> List[float]:
         step = TrainingStep(pair, section, torch.float64)
-        losses.append([step() for _ in range(4)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-10) and losses[0][3] < losses[0][0]
+        return [step() for _ in range(4)]
+
+    plain = losses()
+    assert plain[3] < plain[0]
+    for flag in ("channels_last", "dense_buffer", "fused_optimizer", "teacher_inference_mode"):
+        assert losses(**{flag: True}) == pytest.approx(plain, rel=1e-10), flag
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -167,6 +167,7 @@ import i2srf_kd.espnet.task
 """
 
 
+@pytest.mark.slow
 def test_importing_the_task_asks_the_network_for_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)}  # no data sets of NLTK
     done = subprocess.run([sys.executable, "-c", WITHOUT_NETWORK], env=environment, capture_output=True, text=True)

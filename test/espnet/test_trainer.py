@@ -150,8 +150,7 @@ def test_truncated_checkpoint_falls_back(data, reference, tmp_path):
     assert_same_run(output_dir, reference)
 
 
-@pytest.mark.parametrize("where", [STEP, VALID], ids=["step", "validation"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number, where", [(signal.SIGTERM, STEP), (signal.SIGUSR1, VALID)], ids=["step", "validation"])
 def test_signal_saves_and_exits_75(data, reference, tmp_path, number, where):
     output_dir = tmp_path / "exp"
     arguments = toy.command(data, output_dir, "--ema_decay", "0")

@@ -26,9 +26,15 @@ def experiment(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def _exported_once(experiment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    return export_bundle(experiment, folder, onnx=False, training_data="a corpus, CC BY 4.0")
+
+
 @pytest.fixture
-def exported(experiment, tmp_path):
-    return export_bundle(experiment, tmp_path / "model", onnx=False, training_data="a corpus, CC BY 4.0")
+def exported(_exported_once, tmp_path):
+    return _exported_once._replace(path=shutil.copytree(_exported_once.path, tmp_path / "model"))
 
 
 def test_sounds_as_the_experiment(experiment, exported):

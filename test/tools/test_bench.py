@@ -205,6 +205,7 @@ def test_allocator_settings_are_those_of_the_recipes(repository):
     assert dict(re.findall(r"\b(MALLOC_[A-Z_]+|GOMP_SPINCOUNT)=(\d+)", script)) == measure.ALLOCATOR
 
 
+@pytest.mark.slow
 def test_runs_as_a_folder(repository):
     command = [sys.executable, str(repository / "tools" / "bench"), "loader", "--repeats", "0"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True)
