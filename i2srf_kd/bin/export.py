@@ -9,6 +9,7 @@ where that may be written to.
 """
 
 import argparse
+from pathlib import Path
 from typing import Optional, Sequence
 
 from i2srf_kd.system.command_line import command_parser
@@ -31,6 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--int8", metavar="DATA_DIR", help="also write model_int8.onnx, calibrated on mixtures of this data folder"
     )
     parser.add_argument("--training_data", default="not stated", help="line for the model card")
+    parser.add_argument("--scored", type=Path, metavar="DIR", help="its scores, scored_SET of stage 6, for the card")
     parser.add_argument("--licence", default="not stated", help="licence of the weights, for the model card")
     return parser
 
@@ -39,8 +41,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
     from i2srf_kd.export.bundle import export_bundle, is_bundle, read_calibration
+    from i2srf_kd.export.model_card import scores_section
     from i2srf_kd.export.onnx import missing_packages
     from i2srf_kd.inference.experiment import Experiment, split_model_path
+    from i2srf_kd.results.files import read_json
     from i2srf_kd.system.files import write_text
 
     folder, name = split_model_path(args.experiment)
@@ -50,7 +54,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     missing = missing_packages()
     onnx = args.onnx == "true" or (args.onnx == "auto" and not missing)
     calibration = read_calibration(args.int8, Experiment(folder).fs) if args.int8 else []
-    report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence, calibration)
+    scores = ""
+    if args.scored is not None:
+        summary = read_json(args.scored / "summary.json", "give a folder that bin.score wrote")
+        scores = scores_section(args.scored.name.removeprefix("scored_"), summary)
+    report = export_bundle(folder, args.out_dir, weights, onnx, args.training_data, args.licence, calibration, scores)
     try:
         write_text(folder / "complexity.json", (report.path / "complexity.json").read_text(encoding="utf-8"))
     except UserError:  # an experiment of somebody else may be exported as well

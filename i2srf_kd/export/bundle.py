@@ -79,6 +79,7 @@ def export_bundle(
     training_data: str = "not stated",
     licence: str = "not stated",
     calibration: Sequence[np.ndarray] = (),
+    scores: str = "",
 ) -> ExportReport:
     """Write the folder; an older export of the same name is replaced as a whole once the new one is complete.
 
@@ -91,6 +92,7 @@ def export_bundle(
         licence: of the weights, line for the model card.
         calibration: mixtures ``(samples,)`` or ``(samples, microphones)`` at the model's rate. Where there are any,
             also write ``model_int8.onnx``, with ranges of activations that are measured on them.
+        scores: section of the model card, see :func:`i2srf_kd.export.model_card.scores_section`.
 
     Raises:
         UserError: the model cannot be exported, ``out_dir`` is something else, or the ONNX file does not agree.
@@ -121,6 +123,7 @@ def export_bundle(
             if calibration:
                 _write_int8(network, config, temporary, calibration)
         facts = {"training_data": training_data, "licence": licence, "source": f"{folder.name}/{chosen.name}"}
+        facts["scores"] = scores
         write_text(temporary / "README.md", model_card(config, complexity, error, _can_stream(config), facts))
     return ExportReport(Path(out_dir), chosen, str(config["weights_sha256"]), complexity, error)
 

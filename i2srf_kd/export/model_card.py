@@ -1,9 +1,10 @@
 """The README.md of an exported model."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from i2srf_kd import __version__
 from i2srf_kd.metrics.complexity import Complexity
+from i2srf_kd.metrics.table import METRICS, in_order
 
 _CARD = """# Speech enhancement: {name}
 
@@ -22,7 +23,7 @@ DPDCRN (dual-path dilated convolutional recurrent network, arXiv 2506.13127) tha
 | licence of the weights | {licence} |
 | exported from | `{source}` with i2srf_kd {version} |
 | SHA-256 of `weights.pth` | `{weights_sha256}` |
-
+{scores}
 ## Use
 
 With the package `i2srf_kd` (PyTorch), in Python or on files of any length:
@@ -37,6 +38,15 @@ enhanced = enhancer(noisy, fs)  # noisy: (samples,), floating point
 python -m i2srf_kd.bin.enhance path/to/this/folder noisy.wav -o enhanced
 ```
 {onnx}"""
+_CARD_SCORES = """
+## Scores
+
+Means over {utterances} utterances of `{test_set}`, measured with `python -m i2srf_kd.bin.score`.
+
+| {names} |
+|{rule}|
+| {values} |
+"""
 _CARD_ONNX = """
 Without PyTorch and without the package, with numpy and onnxruntime (run in this folder):
 
@@ -63,6 +73,24 @@ enhanced = stream(block)  # then stream.flush() at the end
 
 `model_stream.onnx` has a `state_*` input for every `next_state_*` output; before the first frame they are zero.
 """
+
+
+def scores_section(test_set: str, summary: Mapping[str, Any]) -> str:
+    """Scores on the card.
+
+    Args:
+        test_set: name of the data.
+        summary: content of a scored folder's ``summary.json``.
+    """
+    means = {name: entry["mean"] for name, entry in summary["metrics"].items()}
+    shown = in_order(name for name in means if name in METRICS)
+    return _CARD_SCORES.format(
+        utterances=summary["utterances"],
+        test_set=test_set,
+        names=" | ".join(METRICS[name].label for name in shown),
+        rule="---|" * (len(shown) - 1) + "---",
+        values=" | ".join(METRICS[name].text(means[name]) for name in shown),
+    )
 
 
 def model_card(

@@ -1,5 +1,6 @@
 """Exported folders."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import yaml
 from export.trained import make_experiment, make_network
 from waves import noise
 
+from i2srf_kd.bin import export
 from i2srf_kd.export import bundle
 from i2srf_kd.export.bundle import export_bundle, is_bundle
 from i2srf_kd.inference.loading import load_enhancer
@@ -55,6 +57,19 @@ def test_holds_the_network_and_nothing_of_training(exported):
         "config.yaml",
         "weights.pth",
     ]
+
+
+def test_model_card_shows_scores_as_tables_do(tmp_path, capsys):
+    experiment = make_experiment(tmp_path / "exp", make_network())
+    scores = {"pesq_wb": {"mean": 2.34567}, "stoi": {"mean": 0.98765}}
+    (experiment / "scored_test").mkdir()
+    (experiment / "scored_test/summary.json").write_text(json.dumps({"utterances": 7, "metrics": scores}))
+    words = [str(experiment), "-o", str(tmp_path / "out"), "--onnx", "false"]
+    assert export.main([*words, "--scored", str(experiment / "scored_test")]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "over 7 utterances of `test`" in card and "| WB-PESQ ↑ | STOI [%] ↑ |\n|---|---|\n| 2.346 | 98.77 |" in card
+    with pytest.raises(UserError, match="give a folder that bin.score wrote"):
+        export.main([*words, "--scored", str(tmp_path)])
 
 
 def test_model_card_states_the_facts(exported):
