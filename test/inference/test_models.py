@@ -1,5 +1,7 @@
 """Models that come with the package."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 import soundfile
 
 from i2srf_kd import load_enhancer, models
-from i2srf_kd.bin import enhance
+from i2srf_kd.bin import enhance, enhance_set, score
 from i2srf_kd.export.bundle import is_bundle
+from i2srf_kd.export.model_card import scores_section
 from i2srf_kd.inference.enhancer import Enhancer
 from i2srf_kd.metrics.signal import si_sdr
 
@@ -56,3 +59,28 @@ def test_the_command_takes_the_default_where_no_model_is_named(tones: np.ndarray
     capsys.readouterr()
     assert enhance.main(["--list_models"]) == 0
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == models.names()
+
+
+def table(folder: Path, pairs: Path) -> Path:
+    """A data folder of mixtures and references."""
+    folder.mkdir()
+    for name, kind in (("wav.scp", "noisy"), ("spk1.scp", "clean")):
+        files = sorted((pairs / kind).iterdir())
+        (folder / name).write_text("".join(f"{file.stem} {file}\n" for file in files))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_the_card_tells_the_scores_of_the_model(name: str, audio_dir: Path, tmp_path: Path) -> None:
+    data = table(tmp_path / "test", audio_dir / "test")
+    enhance_set.main([name, str(data), str(tmp_path / "enhanced")])
+    score.main([str(data), str(tmp_path / "enhanced/spk1.scp"), str(tmp_path / "scored_test")])
+    section = scores_section("test", json.loads((tmp_path / "scored_test/summary.json").read_text()))
+    told = (models.folder_of(name) / "README.md").read_text()
+    pattern = re.compile(r"^\| +(?=WB-PESQ)(.+) \|\n\|[-|]+\|\n\| (.+) \|$", re.M)
+    card, found = (pattern.search(text) for text in (told, section))
+    assert card and found, "the card has no scores"
+    scores = dict(zip(found[1].split(" | "), map(float, found[2].split(" | ")), strict=True))
+    for label, value in zip(card[1].split(" | "), map(float, card[2].split(" | ")), strict=True):
+        assert scores[label] == pytest.approx(value, rel=2e-3), label
