@@ -191,21 +191,24 @@ fi
 # Stages
 
 stage_1_data() {
-    local script=local/data.py interpreter="${python}" corpus="${corpus_dir}"
+    local script=local/data.py interpreter="${python}" corpus="${corpus_dir}" names=()
     local options=(--data_dir "${datadir}" --check_md5 "${check_md5}" --check_counts "${check_counts}")
     if [[ -f local/data.sh ]]; then
         script=local/data.sh interpreter=bash
     fi
+    # Usual names are not given: a script of one's own need not know these options.
+    [[ "${train_set}" == train ]] || names+=(--train_set "${train_set}")
+    [[ "${valid_set}" == valid ]] || names+=(--valid_set "${valid_set}")
     [[ -f "${script}" ]] || fail "this recipe has neither local/data.py nor local/data.sh"
     # A generated corpus says in its marker what it was made from.
     step "${datadir}/.done_data" redo "corpus_dir=${corpus_dir}" "mini=${mini}" "local_data_opts=${local_data_opts}" \
-        "input_corpus@${corpus_dir}/.mini_corpus.json"
+        "set_names=${names[*]}" "input_corpus@${corpus_dir}/.mini_corpus.json"
     if [[ "${mini}" == true && -z "${corpus}" ]]; then
         corpus="${datadir}/corpus"
         then_run "${python}" -m i2srf_kd.bin.mini_corpus "${corpus}"
     fi
     [[ -z "${corpus}" ]] || options+=(--corpus_dir "${corpus}")
-    then_run "${interpreter}" "${script}" "${options[@]}" "${local_data_options[@]}"
+    then_run "${interpreter}" "${script}" "${options[@]}" "${names[@]}" "${local_data_options[@]}"
     do_step
 }
 

@@ -16,8 +16,10 @@ Where its packages are not installed, everything else is scored and the result t
 
 import argparse
 import os
+import sys
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.metrics import asr
@@ -46,7 +48,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", metavar="i/N", help="score only part i of N")
     parser.add_argument("--collect", metavar="N", type=int, help="merge N shards that were scored before")
     parser.add_argument("--nj", metavar="K", type=int, default=1, help="local processes (default: 1)")
-    parser.add_argument("--metrics", nargs="+", choices=SCORES, help="default: all that exist at the audio's rate")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(SCORES)} (default: all that exist at the audio's rate)",
+    )
     parser.add_argument("--ref_channel", type=int, default=0, help="channel of multi-channel files (default: 0)")
     parser.add_argument("--dnsmos_model", help="sig_bak_ovr.onnx of DNSMOS P.835, to add its three scores")
     parser.add_argument(
@@ -59,9 +66,25 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _metrics_last(words: Sequence[str]) -> List[str]:
+    """The command line with ``--metrics`` behind all else: in front of the folders it would take them for scores.
+
+    Raises:
+        UserError: it is followed by no score.
+    """
+    rest = list(words)
+    if "--metrics" not in rest:
+        return rest
+    start = rest.index("--metrics")
+    names = list(takewhile(SCORES.__contains__, rest[start + 1 :]))
+    if not names:
+        raise UserError(f"--metrics {' '.join(rest[start + 1 : start + 2])}: choose among {', '.join(SCORES)}")
+    return [*rest[:start], *rest[start + 1 + len(names) :], "--metrics", *names]
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
-    args = get_parser().parse_args(argv)
+    args = get_parser().parse_args(_metrics_last(sys.argv[1:] if argv is None else argv))
     for option in ("nj", "collect", "asr_batch_size"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise UserError(f"--{option} {getattr(args, option)}: must be at least 1")

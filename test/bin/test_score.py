@@ -54,6 +54,14 @@ def test_scores_and_summary(data, tmp_path, capsys):
     assert "5 utterances" in capsys.readouterr().out
 
 
+def test_metrics_may_come_before_the_folders(data, tmp_path):
+    words = [str(data), str(data / "wav.scp"), str(tmp_path / "out")]
+    assert main([*FAST, *words]) == main([words[0], *FAST, *words[1:]]) == 0
+    assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]) == {"ssnr", "si_sdr"}
+    with pytest.raises(UserError, match="--metrics sisdr: choose among .*si_sdr"):
+        main([*words, "--metrics", "sisdr"])
+
+
 def test_shards_equal_the_whole(data, tmp_path):
     _score(data, tmp_path / "whole", *FAST)
     for index in (3, 1, 2):

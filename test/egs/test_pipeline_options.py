@@ -399,6 +399,14 @@ def test_extra_options_reach_their_commands(recipe):
     assert option(next(a for n, a, _ in calls if n == "results"), "--title") == "A title"
 
 
+def test_names_of_sets_reach_the_preparation(recipe):
+    recipe.run("--train_set", "tr", "--valid_set", "cv", "--corpus_dir", "/corpus", "--stop_stage", "1")
+    ((_, arguments, _),) = recipe.calls()
+    assert (option(arguments, "--train_set"), option(arguments, "--valid_set")) == ("tr", "cv")
+    again = recipe.run("--train_set", "train2", "--corpus_dir", "/corpus", "--stop_stage", "1", code=2)
+    assert "finished with other settings" in again.stdout + again.stderr
+
+
 def test_scratch_is_given_to_trainings_alone_and_changes_no_record(finished):
     """The folder is named as it was given: what $TMPDIR is, the machine that trains knows."""
     finished.run("--mini", "true", "--scratch", "$TMPDIR/x y")
