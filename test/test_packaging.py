@@ -11,7 +11,7 @@ from places import REPOSITORY
 
 PACKAGES = {"yaml": "pyyaml"}  # modules called otherwise than the package they come with
 # Metrics, reports, ONNX and ESPnet are extras; so is what only ablations and some data commands need.
-EXTRAS = ("ablation", "bin", "corpora", "data", "espnet", "export", "metrics", "results", "training")
+EXTRAS = ("ablation", "bin", "corpora", "data", "espnet", "export", "metrics", "models", "results", "training")
 
 
 def test_plain_installation_holds_what_enhancing_imports(monkeypatch):
