@@ -106,7 +106,7 @@ if [[ "${mini}" == true ]]; then
     set_default with_baseline true
     set_default check_counts false
     set_default nj 2 # so little work that starting processes costs more
-    set_default inference_nj 2
+    set_default inference_nj 1
     set_default results_title "Mini corpus (synthetic; the figures say nothing about real speech)"
 fi
 

@@ -204,7 +204,7 @@ class DistillEnhancementTask(EnhancementTask):
             raise UserError(f"cannot build the model: {error}") from None
         if not args.ignore_init_mismatch:
             for path in args.init_param:
-                check_init_param(model, path)
+                check_init_param(model, initial_weights(path))
         return model
 
     @classmethod

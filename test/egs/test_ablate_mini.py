@@ -35,7 +35,7 @@ class Study:
         self.root = root
         mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
         for name in ("teacher", "student"):
-            options = yaml.safe_load((VOICEBANK / f"conf/mini/train_{name}.yaml").read_text())
+            options = yaml.safe_load((VOICEBANK / "conf/mini/train_student.yaml").read_text())
             options["separator_conf"] = {"channels": 8, "blocks": 1, "heads": 2}
             options.update(chunk_length=4000, batch_size=4, num_iters_per_epoch=8, max_epoch=2, quality_utts=0)
             options.update(save_interval_steps=3, scheduler_conf={"max_lr": 3e-3, "total_steps": 16})

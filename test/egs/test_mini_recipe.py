@@ -39,8 +39,8 @@ class Recipe:
     def __init__(self, root: Path) -> None:
         self.root = root
         mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
-        for name, channels, source in (("teacher", 12, "teacher"), ("student", 8, "student")):
-            options = yaml.safe_load((VOICEBANK / f"conf/mini/train_{source}.yaml").read_text())
+        for name, channels in (("teacher", 12), ("student", 8)):
+            options = yaml.safe_load((VOICEBANK / "conf/mini/train_student.yaml").read_text())
             options["separator_conf"] = {"channels": channels, "blocks": 1, "heads": 2}
             options.update(chunk_length=8000, batch_size=4, num_iters_per_epoch=30, max_epoch=2, quality_utts=2)
             options.update(save_interval_steps=7, scheduler_conf={"max_lr": 3e-3, "total_steps": 60, "pct_start": 0.1})

@@ -541,7 +541,7 @@ class TinyRecipe:
         mini_corpus.main([str(root / "corpus"), "--train_utts", "8", "--valid_utts", "4", "--test_utts", "3"])
         conf = REPOSITORY / "egs/voicebank/conf/mini"
         for name, channels in (("teacher", 12), ("student", 8)):
-            options = yaml.safe_load((conf / f"train_{name}.yaml").read_text())
+            options = yaml.safe_load((conf / "train_student.yaml").read_text())
             options["separator_conf"] = {"channels": channels, "blocks": 1, "heads": 2}
             options.update(chunk_length=4000, batch_size=2, num_iters_per_epoch=3, max_epoch=1, quality_utts=0)
             options.update(scheduler_conf={"max_lr": 3e-3, "total_steps": 3, "pct_start": 0.1})

@@ -73,7 +73,7 @@ class Workspace:
         counts = ["--train_utts", "8", "--valid_utts", "4", "--test_utts", "4"]
         mini_corpus.main([str(self.root / "corpus"), *counts])
         for name, channels in (("teacher", 12), ("student", 8)):
-            options: Dict[str, Any] = yaml.safe_load((VOICEBANK / f"conf/mini/train_{name}.yaml").read_text())
+            options: Dict[str, Any] = yaml.safe_load((VOICEBANK / "conf/mini/train_student.yaml").read_text())
             options["separator_conf"] = {"channels": channels, "blocks": 1, "heads": 2}
             options.update(chunk_length=4000, batch_size=2, num_iters_per_epoch=STEPS, max_epoch=EPOCHS)
             options.update(quality_utts=0, log_interval=1, save_interval_steps=SAVE_EVERY, use_tensorboard=False)
