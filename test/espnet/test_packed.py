@@ -95,8 +95,8 @@ def test_a_tag_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ):
         learning_from("someone/some_model")
     (tmp_path / "exp").mkdir()
-    with pytest.raises(UserError, match="exp/techer: no such experiment folder"):  # misspelt: nobody is asked
-        learning_from("exp/techer")
+    with pytest.raises(UserError, match="exp/teacher_2: no such experiment folder"):  # misspelt: nobody is asked
+        learning_from("exp/teacher_2")
 
     save_experiment(tmp_path / "cache", options())
 
