@@ -439,12 +439,12 @@ then_write_results() {
 
 stage_7_export() {
     local model="${expdir}/${student_tag}" set="${test_set_names[0]}" options=() inputs=()
-    [[ -z "${inference_model}" ]] || options+=(--model_file "${inference_model}")
     [[ -f "${model}/.done_train" ]] || need_stage 5 "${model}"
     if [[ -f "${model}/.done_${set}" ]]; then # the card shows the scores
         options+=(--scored "${model}/scored_${set}")
         inputs+=("input_scores@${model}/.done_${set}")
     fi
+    [[ -z "${inference_model}" ]] || options+=(--model_file "${inference_model}")
     step "${model}/.done_export" redo "inference_model=${inference_model}" "input_model@${model}/.done_train" \
         "${inputs[@]}"
     then_run_job score_cmd export "${logdir}/export.log" \

@@ -17,7 +17,7 @@ Where its packages are not installed, everything else is scored and the result t
 import argparse
 import os
 import sys
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -72,14 +72,19 @@ def _metrics_last(words: Sequence[str]) -> List[str]:
     Raises:
         UserError: it is followed by no score.
     """
-    rest = list(words)
-    if "--metrics" not in rest:
-        return rest
-    start = rest.index("--metrics")
-    names = list(takewhile(SCORES.__contains__, rest[start + 1 :]))
-    if not names:
-        raise UserError(f"--metrics {' '.join(rest[start + 1 : start + 2])}: choose among {', '.join(SCORES)}")
-    return [*rest[:start], *rest[start + 1 + len(names) :], "--metrics", *names]
+    rest: List[str] = []
+    last: List[str] = []
+    places = iter(range(len(words)))
+    for place in places:
+        if words[place] != "--metrics":
+            rest.append(words[place])
+            continue
+        names = list(takewhile(SCORES.__contains__, words[place + 1 :]))
+        if not names:
+            raise UserError(f"--metrics {' '.join(words[place + 1 : place + 2])}: choose among {', '.join(SCORES)}")
+        last = ["--metrics", *names]  # given twice, the last one counts, as for other options
+        next(islice(places, len(names) - 1, None))
+    return [*rest, *last]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -1,6 +1,7 @@
 """A method from outside the package: the example in the documentation, trained, resumed, used without its file."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Dict
 
@@ -59,8 +60,7 @@ def test_the_documented_example(speech: Path, speech_teacher: Path, example: Pat
     assert int(trained["distillation.criterion.distiller.steps"]) == 8
     assert '"kd_mse"' in (exp / "metrics.jsonl").read_text()
 
-    for path in example.parent.iterdir():  # a trained model needs neither file
-        path.unlink()
+    shutil.rmtree(example.parent)  # a trained model needs none of it
     noisy = next((speech / "valid").glob("*.wav.wav"))
     assert enhance.main([str(exp), str(noisy), "-o", str(tmp_path / "enhanced")]) == 0
     assert export.main([str(exp), "-o", str(tmp_path / "export"), "--onnx", "false"]) == 0
