@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from i2srf_kd.espnet.default_taps import microphones
 from i2srf_kd.espnet.inference import enhance_waveform
-from i2srf_kd.inference.experiment import DEFAULT_FS, TRAINING_ONLY_PREFIX, Experiment, sampling_rate, split_model_path
+from i2srf_kd.inference.experiment import (
+    DEFAULT_FS,
+    TRAINING_ONLY_PREFIX,
+    Experiment,
+    for_use,
+    sampling_rate,
+    split_model_path,
+)
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
@@ -50,7 +57,7 @@ def load_espnet_model(config: PathLike, checkpoint: PathLike) -> Tuple[ESPnetEnh
     state = load_weights(checkpoint)
     try:
         check_key_coverage(model.state_dict().keys(), state.keys(), allow_prefixes=(TRAINING_ONLY_PREFIX,))
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(TRAINING_ONLY_PREFIX)})
+        model.load_state_dict(for_use(state))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{checkpoint} does not fit the network of {config}: {error}") from None
     return model.eval(), args

@@ -36,7 +36,7 @@ from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
-from i2srf_kd.inference.experiment import NETWORK_PREFIX, TRAINING_ONLY_PREFIX, Experiment, stated_rate
+from i2srf_kd.inference.experiment import NETWORK_PREFIX, TRAINING_ONLY_PREFIX, Experiment, for_use, stated_rate
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
@@ -290,7 +290,7 @@ def check_init_param(model: torch.nn.Module, text: str) -> None:
         weights = {NETWORK_PREFIX + key: value for key, value in weights.items()}
         target = {key: value for key, value in target.items() if key.startswith(NETWORK_PREFIX)}
     elif text == path + _WITHOUT_DISTILLATION:
-        weights = {key: value for key, value in weights.items() if not key.startswith(TRAINING_ONLY_PREFIX)}
+        weights = for_use(weights)
     elif text != path:
         return
     wanted = [key for key in target if key in weights or not key.startswith(TRAINING_ONLY_PREFIX)]

@@ -28,7 +28,7 @@ from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.espnet.inference import enhance_utterance
 from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.reports import EpochReports, Position, dump_reporter, load_reporter, skipped_updates
-from i2srf_kd.inference.experiment import TRAINING_ONLY_PREFIX
+from i2srf_kd.inference.experiment import for_use
 from i2srf_kd.system.errors import FULL, UserError, cannot_write
 from i2srf_kd.system.progress import progress
 from i2srf_kd.system.signals import EXIT_INTERRUPTED, StopSignals
@@ -355,7 +355,7 @@ class TrainingRun:
         if self.reports is not None:
             self.reports.write(epoch, {"train": train_values, "valid": {**valid_values, **gradients}})
             # What only the training needs is in its state: a file of weights is for use, also by programs of ESPnet.
-            weights = {name: value for name, value in whole.items() if not name.startswith(TRAINING_ONLY_PREFIX)}
+            weights = for_use(whole)
             # Weights before the state: a run killed in between repeats the epoch and writes the same weights again.
             save_file(weights, self.output_dir / f"{epoch}epoch.pth")
         self.save(None)

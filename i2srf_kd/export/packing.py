@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 import yaml
 
-from i2srf_kd.inference.experiment import CONFIG, TRAINING_ONLY_PREFIX, Experiment
+from i2srf_kd.inference.experiment import CONFIG, Experiment, for_use
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, atomic_path
 from i2srf_kd.system.packed import CONFIG_KEY, META, WEIGHTS_KEY, is_packed
@@ -60,7 +60,7 @@ def pack_experiment(
         raise UserError(f"{out}: the packed model is a zip, call it .zip")
     experiment = Experiment(folder)
     chosen = experiment.weights(weights)
-    state = {key: value for key, value in load_weights(chosen).items() if not key.startswith(TRAINING_ONLY_PREFIX)}
+    state = for_use(load_weights(chosen))
     name = experiment.path.absolute().name
     inside = f"exp/{name}"
     meta = _meta(f"{inside}/{CONFIG}", f"{inside}/{chosen.name}")

@@ -33,6 +33,11 @@ _ESPNET_DEFAULT_FS = 8000
 logger = logging.getLogger(__name__)
 
 
+def for_use(weights: Mapping[str, Any]) -> Dict[str, Any]:
+    """Weights without what only the training needs."""
+    return {key: value for key, value in weights.items() if not key.startswith(TRAINING_ONLY_PREFIX)}
+
+
 def stated_rate(config: Mapping[str, Any]) -> Optional[int]:
     """Sampling rate in Hz of the data that a model was trained on; None where its configuration leaves that open.
 
