@@ -59,7 +59,7 @@ distill_config=conf/distill/i2srf_tfckd.yaml # configuration of the distillation
 teacher_tag=teacher      # folder of the teacher in expdir
 student_tag=student_kd   # folder of the distilled student in expdir
 baseline_tag=student     # folder of the undistilled student in expdir
-teacher_exp=             # folder of a teacher that is already trained; stage 4 is skipped
+teacher_exp=             # a teacher that is already trained, its folder or the name of a model of the package; stage 4 is skipped
 with_baseline=false      # also train the student without distillation (true with --mini true)
 seed=0                   # seed of all trainings
 train_args=              # further options for all trainings, such as "--max_epoch 10"
@@ -172,6 +172,8 @@ read -r -a score_options <<<"${score_args}"
 rawdir="${dumpdir}/raw"
 statsdir="${expdir}/stats"
 : "${logdir:=${expdir}/logs}"
+shipped="${template}/../../i2srf_kd/models/${teacher_exp}"
+[[ -z "${teacher_exp}" || -e "${teacher_exp}" || ! -f "${shipped}/config.yaml" ]] || teacher_exp="${shipped}"
 teacher_dir="${teacher_exp:-${expdir}/${teacher_tag}}"
 I2SRF_MODELS="$(printf '%s\n' "${teacher_tag##*/}" "${student_tag##*/}" "${baseline_tag##*/}")"
 export I2SRF_MODELS # so that a section of conf/slurm.yaml for one of them is known

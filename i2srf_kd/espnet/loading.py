@@ -22,6 +22,8 @@ from i2srf_kd.inference.experiment import (
     for_use,
     sampling_rate,
     split_model_path,
+    training_names,
+    training_options,
 )
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
@@ -31,7 +33,7 @@ from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 def read_config(path: PathLike) -> argparse.Namespace:
     """Options of an ESPnet ``config.yaml``; UserError when absent or not one."""
-    options = read_yaml(path)
+    options = training_options(read_yaml(path))
     if "separator" not in options:
         raise UserError(f"{path} is no configuration of an ESPnet enhancement model: it names no separator")
     return argparse.Namespace(**options)
@@ -54,7 +56,7 @@ def load_espnet_model(config: PathLike, checkpoint: PathLike) -> Tuple[ESPnetEnh
     """
     args = read_config(config)
     model = build_without_criteria(args)
-    state = load_weights(checkpoint)
+    state = training_names(load_weights(checkpoint))
     try:
         check_key_coverage(model.state_dict().keys(), state.keys(), allow_prefixes=(TRAINING_ONLY_PREFIX,))
         model.load_state_dict(for_use(state))

@@ -139,7 +139,7 @@ class DistillEnhancementTask(EnhancementTask):
             except ValueError as error:
                 raise UserError(f"distill: {error}") from None
         if args.teacher_exp:
-            experiment = Experiment(local_model(args.teacher_exp))
+            experiment = Experiment(local_model(str(models.folder_of(args.teacher_exp))))
             args.teacher_config = str(experiment.config_file)
             args.teacher_model_file = str(args.teacher_model_file or experiment.weights())
             args.teacher_exp = None

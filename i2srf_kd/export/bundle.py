@@ -37,7 +37,7 @@ from i2srf_kd.export.onnx import (
 )
 from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
-from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
+from i2srf_kd.inference.experiment import CONFIG, EXPORTED, EXPORTED_WEIGHTS, Experiment, split_model_path
 from i2srf_kd.inference.waveform import OnnxFunction, WaveformDPDCRN
 from i2srf_kd.metrics.complexity import Complexity
 from i2srf_kd.nets.dpdcrn import DPDCRN
@@ -47,9 +47,9 @@ from i2srf_kd.system.files import PathLike, write_text
 from i2srf_kd.system.fingerprints import sha256_of
 from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
-FORMAT = "i2srf_kd-bundle"
+FORMAT, WEIGHTS = EXPORTED, EXPORTED_WEIGHTS
 VERSION = 1
-WEIGHTS, ONNX_CODE = "weights.pth", "onnx_enhancer.py"
+ONNX_CODE = "onnx_enhancer.py"
 CALIBRATION_UTTERANCES, CALIBRATION_SECONDS = 32, 10.0
 """Of an utterance, its beginning."""
 

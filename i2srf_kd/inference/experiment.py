@@ -21,6 +21,8 @@ from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
 
 CONFIG = "config.yaml"
 NETWORK_PREFIX = "separator.net."
+# What an exported folder is known by, and its file of weights.
+EXPORTED, EXPORTED_WEIGHTS = "i2srf_kd-bundle", "weights.pth"
 # Training keeps the distillation's parameters in the same files; a trained model does not need them.
 TRAINING_ONLY_PREFIX = "distillation."
 # ESPnet's defaults, for configurations that do not spell them out.
@@ -36,6 +38,37 @@ logger = logging.getLogger(__name__)
 def for_use(weights: Mapping[str, Any]) -> Dict[str, Any]:
     """Weights without what only the training needs."""
     return {key: value for key, value in weights.items() if not key.startswith(TRAINING_ONLY_PREFIX)}
+
+
+def training_options(config: Mapping[str, Any]) -> Dict[str, Any]:
+    """Options of a training; those of an exported folder are brought into the same words.
+
+    Raises:
+        UserError: an exported folder's configuration lacks something.
+    """
+    if config.get("format") != EXPORTED:
+        return dict(config)
+    try:
+        network = dict(config["network"])
+        sizes = {"n_fft": network.pop("n_fft"), "hop_length": config["hop_length"]}
+        network["num_mics"] = network.pop("input_channels") // 2
+        return {
+            **{part: "stft" for part in ("encoder", "decoder")},
+            **{f"{part}_conf": dict(sizes) for part in ("encoder", "decoder")},
+            "separator": "dpdcrn",
+            "separator_conf": network,
+            "model_conf": {"normalize_variance": config["normalize_variance"]},
+            "sample_rate": config["fs"],
+            "distill": {},
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{CONFIG} of an exported model was altered ({error!r}): copy its folder again") from None
+
+
+def training_names(weights: Mapping[str, Any]) -> Dict[str, Any]:
+    """Weights under the names that a training gives them; an exported folder has those of the network alone."""
+    prefix = "" if any(key.startswith("separator.") for key in weights) else NETWORK_PREFIX
+    return {prefix + key: value for key, value in weights.items()}
 
 
 def stated_rate(config: Mapping[str, Any]) -> Optional[int]:
@@ -73,7 +106,7 @@ def sampling_rate(config: Mapping[str, Any], source: PathLike) -> int:
 
 
 class Experiment:
-    """A folder written by training: ``config.yaml`` and weights. Or a model that ESPnet packed, as a zip or a folder.
+    """A folder written by training: ``config.yaml`` and weights. Or an exported one, or what ESPnet packed as zip or folder.
 
     Args:
         path: the folder or the zip.
@@ -92,7 +125,9 @@ class Experiment:
             self.config_file = self.path / CONFIG
             if not self.config_file.is_file():
                 raise UserError(f"{path} has no {CONFIG}: give the folder that training wrote (--output_dir)")
-        self.config: Dict[str, Any] = read_yaml(self.config_file)
+        written = read_yaml(self.config_file)
+        self._exported = written.get("format") == EXPORTED
+        self.config: Dict[str, Any] = training_options(written)
         if "separator" not in self.config:
             raise UserError(f"{self.config_file} names no separator: it is not from training an enhancement model")
 
@@ -182,7 +217,7 @@ class Experiment:
             UserError: the file is damaged, or its keys are not those of the network in the configuration.
         """
         path = self.weights(name)
-        state = load_weights(path)
+        state = training_names(load_weights(path))
         wanted = {NETWORK_PREFIX + key: value for key, value in self.build_network().state_dict().items()}
         check_key_coverage(wanted, state, allow_prefixes=(TRAINING_ONLY_PREFIX,), source=str(path))
         for key, value in wanted.items():
@@ -221,6 +256,8 @@ class Experiment:
         return self.config.get(name) or {}
 
     def _default_names(self) -> List[str]:
+        if self._exported:
+            return [EXPORTED_WEIGHTS]
         names = []
         criteria = self.config.get("best_model_criterion") or []
         if criteria:

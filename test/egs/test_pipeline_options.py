@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from places import REPOSITORY, VOICEBANK
 
+from i2srf_kd.models import folder_of
+
 # Plays `python`: runs run_jobs and step for real and pretends the rest.
 STUB = r"""#!{python} -S
 import json, os, signal, sys, time
@@ -335,6 +337,13 @@ def test_trained_teacher_skips_stage_4(recipe):
     assert option(trained[0], "--teacher_exp") == "elsewhere"
     assert ["elsewhere", "dump/raw/test", "exp/teacher/enhanced_test"] in [a[:3] for n, a, _ in calls]
     assert [path.name for path in (recipe.folder / "elsewhere").iterdir()] == ["config.yaml"]
+
+
+def test_a_model_of_the_package_as_teacher(recipe):
+    recipe.run("--teacher_exp", "dpdcrn_tiny", "--nj", "1", "--inference_nj", "1", "--stop_stage", "5")
+    trained = [a for n, a, _ in recipe.calls() if n == "train"]
+    assert [option(a, "--output_dir") for a in trained] == ["exp/student_kd"]
+    assert Path(option(trained[0], "--teacher_exp")).samefile(folder_of("dpdcrn_tiny"))
 
 
 def test_teacher_that_does_not_exist(finished):

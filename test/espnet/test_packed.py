@@ -16,7 +16,9 @@ from small_models import options, save_experiment
 
 from i2srf_kd import load_enhancer
 from i2srf_kd.espnet.task import DistillEnhancementTask
+from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.export.packing import pack_experiment
+from i2srf_kd.models import folder_of
 from i2srf_kd.system.errors import UserError
 
 BSRNN = {"num_channels": 8, "num_layers": 2, "target_fs": 16000, "subbands": [[13 * k, 13 * k + 12] for k in range(5)]}
@@ -72,6 +74,16 @@ def test_a_model_that_espnet_packed_teaches(form: str, tmp_path: Path, monkeypat
     DistillEnhancementTask.resolve_distillation(again)
     assert again.teacher_digest == args.teacher_digest
     assert again.teacher_model_file == args.teacher_model_file
+
+
+@pytest.mark.parametrize("form", ["name", "folder"])
+def test_a_model_of_the_package_teaches(form: str) -> None:
+    model = {"name": "dpdcrn_tiny", "folder": str(folder_of("dpdcrn_tiny"))}[form]
+    args = learning_from(model)
+    teacher, _ = load_teacher(Path(args.teacher_config), Path(args.teacher_model_file), needs=["waveform"])
+    estimate = teacher(batch()["speech_mix"], batch()["speech_mix_lengths"]).waveform
+    expected = load_enhancer(model)(noisy()[:, 0], 16000)
+    np.testing.assert_allclose(estimate[0], expected, atol=1e-6)
 
 
 def learning_from(teacher: str) -> argparse.Namespace:
