@@ -99,6 +99,10 @@ then_run_job() {
 # then_run_parts CMD NAME LOG PARTS MODULE ARGUMENT ...: add a command in PARTS parts, and that which merges them.
 then_run_parts() {
     local command=("${python}" -m "i2srf_kd.bin.$5" "${@:6}")
+    if (($4 == 1)); then
+        then_run_job "$1" "$2" "${logdir}/$3.log" "${command[@]}"
+        return
+    fi
     then_run_job "$1" "$2" "JOB=1:$4" "${logdir}/$3.JOB.log" "${command[@]}" --shard "JOB/$4"
     then_run_job "$1" "$2, collect" "${logdir}/$3.collect.log" "${command[@]}" --collect "$4"
 }

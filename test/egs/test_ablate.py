@@ -64,13 +64,13 @@ elif name == "data.py":
     for folder in ("train", "valid", "test"):
         for table in ("wav.scp", "spk1.scp"):
             touch(Path(after("--data_dir"), folder, table), "".join(f"{u} /{u}.wav\n" for u in "abcd"))
-elif name == "format_data" and "--collect" in rest:
+elif name == "format_data" and "--shard" not in rest:
     touch(Path(rest[1], "wav.scp"), "".join(f"{u} /{u}.flac\n" for u in "abcd"))
 elif name == "corpus_stats":
     touch(Path(after("--out_dir"), "corpus_report.md"), "| the corpus |\n")
 elif name == "enhance_set":
     touch(Path(rest[2], "wav.scp"))
-elif name == "score" and "--collect" in rest:
+elif name == "score" and "--shard" not in rest:
     out = Path(rest[2])
     rows = [(u, 2 + zlib.crc32(f"{out}{u}".encode()) / 2**32) for u in "abcd"]
     touch(out / "scores.csv", "utt,seconds,pesq_wb\n" + "".join(f"{u},1.0,{v!r}\n" for u, v in rows))
@@ -255,7 +255,7 @@ def test_shared_stages_run_once_and_every_cell_is_trained_and_scored(_finished_o
             assert option(arguments, "--distill_config") == str(root / "half/distill.yaml")
             assert option(arguments, "--teacher_exp") == "mini/exp/teacher"
     assert "weight: 0.5" in (recipe.results / "half/distill.yaml").read_text()
-    scored = [a[2] for c, a in calls if c == "score:" and "--collect" in a]
+    scored = [a[2] for c, a in calls if c == "score:" and "--shard" not in a]
     assert sorted(scored) == sorted(
         f"{folder}/scored_test" for folder in ("mini/exp/noisy", "mini/exp/teacher", *(str(root / run) for run in RUNS))
     )

@@ -48,6 +48,7 @@ def recipe(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_three_ablations_and_one_table_of_all_seeds(recipe, tmp_path):
     command = [str(recipe / "local/compare_channels.sh"), "--speech_dir", "my speech", "--nj", "2"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -60,7 +60,7 @@ if name == "data.py":
     for folder in ("train", "valid", "test"):
         touch(Path(after("--data_dir"), folder, "wav.scp"), "a /a.wav\nb /b.wav\nc /c.wav\n")
         touch(Path(after("--data_dir"), folder, "spk1.scp"), "a /a.wav\nb /b.wav\nc /c.wav\n")
-elif name == "format_data" and "--collect" in rest:
+elif name == "format_data" and "--shard" not in rest:
     touch(Path(rest[1], "wav.scp"), "a /a.flac\nb /b.flac\nc /c.flac\n")
 elif name == "corpus_stats":
     touch(Path(after("--out_dir"), "train", "speech_shape"))
@@ -214,7 +214,7 @@ def test_training_command(_finished_once):
 
 def test_every_system_is_scored(_finished_once):
     _, _, calls = _finished_once
-    scored = [a[:3] for n, a, _ in calls if n == "score" and "--collect" in a]
+    scored = [a[:3] for n, a, _ in calls if n == "score" and "--shard" not in a]
     assert scored == [
         ["mini/dump/raw/test", scp, f"mini/exp/{name}/scored_test"]
         for name, scp in [
@@ -340,7 +340,7 @@ def test_trained_teacher_skips_stage_4(recipe):
 
 
 def test_a_model_of_the_package_as_teacher(recipe):
-    recipe.run("--teacher_exp", "dpdcrn_tiny", "--nj", "1", "--inference_nj", "1", "--stop_stage", "5")
+    recipe.run("--teacher_exp", "dpdcrn_tiny", "--nj", "1", "--stop_stage", "5")
     trained = [a for n, a, _ in recipe.calls() if n == "train"]
     assert [option(a, "--output_dir") for a in trained] == ["exp/student_kd"]
     assert Path(option(trained[0], "--teacher_exp")).samefile(folder_of("dpdcrn_tiny"))

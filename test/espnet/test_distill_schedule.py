@@ -34,6 +34,7 @@ def test_the_task_has_no_part_in_the_first_step(speech: Path, speech_teacher: Pa
     assert not toy.same(trained("light_last", 1.0, 3), trained("heavy_last", 50.0, 3))
 
 
+@pytest.mark.slow
 def test_phases_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -> None:
     """An epoch of each phase: distillation alone, ramp, both. Killed in the ramp, a run goes on in it."""
     schedule = {"kd_only_steps": 4, "ramp_steps": 4}

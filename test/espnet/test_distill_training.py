@@ -32,6 +32,7 @@ def test_distilled_training_falls_and_spares_the_teacher(distilled: Any, teacher
     assert for_use and not any(name.startswith("distillation.") for name in for_use)
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_resumes_bit_by_bit(distilled: Any, tmp_path: Path) -> None:
     assert toy.join([toy.start_child(distilled("whole", *SHORT), task=DistillEnhancementTask)]) == [0]
 
