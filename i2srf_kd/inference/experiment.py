@@ -106,7 +106,7 @@ def sampling_rate(config: Mapping[str, Any], source: PathLike) -> int:
 
 
 class Experiment:
-    """A folder written by training: ``config.yaml`` and weights. Or an exported one, or what ESPnet packed as zip or folder.
+    """A folder written by training: ``config.yaml`` and weights. Or an exported folder, or a model that ESPnet packed.
 
     Args:
         path: the folder or the zip.
