@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
-from i2srf_kd.metrics.table import WIDE_BAND, in_order, metric_named
+from i2srf_kd.metrics.table import in_order, metric_named
 from i2srf_kd.results.comparison import compare, order_systems
 from i2srf_kd.results.files import read_json
 from i2srf_kd.results.model import System
@@ -172,8 +172,8 @@ def _score_lines(results: Dict[str, Any]) -> List[str]:
         f"{first['utterances']} utterances, {first['seconds'] / 60:.1f} min. Mean [95 % interval] by percentile "
         f"bootstrap over utterances ({RESAMPLES} resamples).",
         *(_SEEDS_NOTE if seeds > 1 else []),
-        _rate_text(metrics, first["fs"]) + "for SI-SDR the mean is not removed. GMAC/s: multiply-accumulates "
-        "per second of audio.",
+        *_metric_notes(metrics, first.get("fs")),
+        *(["GMAC/s: multiply-accumulates per second of audio."] if costs else []),
         *_asr_lines(first),
         "",
         *table_lines(header, rows),
@@ -199,14 +199,21 @@ def _cost_columns(systems: Sequence[Mapping[str, Any]]) -> List[Column]:
     return [*_COMPLEXITY, *measured, *([Column("peak_mb", "peak memory [MB]", "{:.0f}")] if threads else [])]
 
 
-def _rate_text(metrics: Sequence[str], fs: int) -> str:
-    """What the scores with a rate of their own are made of."""
-    if fs < WIDE_BAND:
-        return f"NB-PESQ: audio at {fs} Hz has no WB-PESQ, and no CSIG, CBAK and COVL, which are made of it; "
-    copied = [name for name in metrics if (metric_named(name).rate or fs) < fs]
-    names = ", ".join(f"{metric_named(name).name} ({metric_named(name).rate} Hz)" for name in copied)
-    copies = f"copies of the audio ({fs} Hz) at a lower rate are scored by {names}; " if copied else ""
-    return f"CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ; {copies}"
+def _metric_notes(metrics: Sequence[str], fs: Optional[int]) -> List[str]:
+    """How the scores in the table are made, where that is not plain; tables of older versions tell no rate."""
+    notes = []
+    if "pesq_nb" in metrics:
+        notes.append(f"NB-PESQ: audio at {fs} Hz has no WB-PESQ, and no CSIG, CBAK and COVL, which are made of it")
+    if "csig" in metrics:
+        notes.append("CSIG, CBAK and COVL are computed at int16 scale with WB-PESQ")
+    copied = [metric_named(name) for name in metrics if fs and (metric_named(name).rate or fs) < fs]
+    if copied:
+        names = ", ".join(f"{metric.name} ({metric.rate} Hz)" for metric in copied)
+        notes.append(f"copies of the audio ({fs} Hz) at a lower rate are scored by {names}")
+    if "si_sdr" in metrics:
+        notes.append("for SI-SDR the mean is not removed")
+    text = "; ".join(notes)
+    return [f"{text[0].upper()}{text[1:]}."] if notes else []
 
 
 def find_media(folder: PathLike) -> Tuple[List[Path], List[Path]]:

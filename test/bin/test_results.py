@@ -198,3 +198,14 @@ def test_seeds_that_cannot_be_compared_are_refused(exp):
     ]:
         with pytest.raises(UserError, match=message):
             main(["--out", str(exp / "RESULTS.md"), *_systems(exp), *options])
+
+
+def test_scores_of_an_older_version_tell_no_rate(exp):
+    """They are in the table as ever, and nothing is said of scores that are not in it."""
+    for path in exp.glob("**/summary.json"):
+        summary = json.loads(path.read_text())
+        del summary["fs"]
+        path.write_text(json.dumps(summary))
+    text, _ = _run(exp, *_systems(exp))
+    assert len(_rows(text)) > 4
+    assert not re.search("CSIG|SI-SDR|NB-PESQ", text)

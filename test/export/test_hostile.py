@@ -11,7 +11,7 @@ import torch
 import yaml
 from export.trained import make_experiment, make_network
 
-from i2srf_kd.bin import corpus_stats, enhance, enhance_set, examples, export, score
+from i2srf_kd.bin import corpus_stats, enhance, enhance_set, examples, export, report, score
 from i2srf_kd.export.bundle import ONNX_CODE, export_bundle
 from i2srf_kd.export.onnx import missing_packages
 from i2srf_kd.export.onnx_runtime import OnnxNetwork
@@ -88,8 +88,18 @@ def test_methods_of_the_training_are_not_imported_by_use(experiment: Path, tmp_p
     entries = [str(experiment / "own.py"), "own.py"]
     change_config(experiment, distill={"method": "own", "import": entries}, **{"import": entries})
     soundfile.write(tmp_path / "x.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16000)
+    data, enhanced = tmp_path / "data", experiment / "enhanced_test"
+    data.mkdir()
+    for table in ("wav", "spk1"):
+        (data / f"{table}.scp").write_text(f"x {tmp_path / 'x.wav'}\n")
     assert enhance.main([str(experiment), str(tmp_path / "x.wav"), "-o", str(tmp_path / "out")]) == 0
+    assert enhance_set.main([str(experiment), str(data), str(enhanced)]) == 0
+    metrics = ["--metrics", "si_sdr"]
+    assert score.main([str(data), str(enhanced / "wav.scp"), str(experiment / "scored_test"), *metrics]) == 0
     assert export.main([str(experiment), "-o", str(tmp_path / "model"), "--onnx", "false"]) == 0
+    (experiment / "metrics.jsonl").write_text('{"epoch": 1, "phase": "train", "loss": 1.0}\n')
+    assert report.main([str(experiment), "-o", str(tmp_path / "report.html")]) == 0
+    load_enhancer(experiment)
     assert not harm.exists()
 
 
