@@ -1,4 +1,4 @@
-"""Write the small synthetic corpus in VoiceBank-DEMAND's layout, or, in simulated rooms, in L3DAS23's.
+"""Write the small synthetic corpus in VoiceBank-DEMAND's layout, in simulated rooms in L3DAS23's, or its sources alone.
 
     python -m i2srf_kd.bin.mini_corpus OUT_DIR [--fs 16000] [--seed 0] [--train_utts 168] [--layout l3das23 --nj 2]
 
@@ -10,7 +10,7 @@ import argparse
 from typing import Optional, Sequence
 
 from i2srf_kd.corpora.simulated_corpus import simulate_mini_corpus
-from i2srf_kd.corpora.synthesis import MiniCorpusOptions, generate_mini_corpus
+from i2srf_kd.corpora.synthesis import MiniCorpusOptions, generate_mini_corpus, generate_mini_sources
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import run_command
 
@@ -22,7 +22,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the corpus, new or made by this command")
     parser.add_argument("--fs", type=int, default=defaults.fs, help="sampling rate in Hz (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random choices (default: %(default)s)")
-    parser.add_argument("--layout", choices=("voicebank", "l3das23"), default="voicebank", help="default: %(default)s")
+    layouts = ("voicebank", "l3das23", "sources")
+    parser.add_argument("--layout", choices=layouts, default=layouts[0], help="default: %(default)s")
     parser.add_argument("--nj", type=int, default=1, help="processes that simulate rooms (default: %(default)s)")
     for part, speakers in (("train", 8), ("valid", 2), ("test", 2)):
         parser.add_argument(
@@ -41,6 +42,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = MiniCorpusOptions(**args)
     if layout == "l3das23":
         simulate_mini_corpus(folder, options, nj)
+    elif layout == "sources":
+        generate_mini_sources(folder, options)
     else:
         generate_mini_corpus(folder, options)
     print(f"mini corpus: {folder}")

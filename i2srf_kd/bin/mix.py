@@ -9,16 +9,21 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
+import yaml
+
 from i2srf_kd.data.mixture_examples import write_examples
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.config import read_yaml
-from i2srf_kd.system.errors import run_command
+from i2srf_kd.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     parser = command_parser(__doc__)
     parser.add_argument("--config", required=True, help="configuration of the training, with a section mixing")
+    parser.add_argument(
+        "--mixing", action="append", default=[], metavar="NAME=VALUE", help="of that section, as a training takes it"
+    )
     parser.add_argument("--data_dir", required=True, type=Path, help="formatted training set, such as dump/raw/train")
     parser.add_argument("-o", "--out_dir", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--count", type=int, default=20, help="mixtures (default: %(default)s)")
@@ -30,7 +35,13 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line ``argv``."""
     args = get_parser().parse_args(argv)
-    table = write_examples(read_yaml(args.config), args.data_dir, args.out_dir, args.count, args.seed, args.epoch)
+    config = read_yaml(args.config)
+    try:
+        given = {name: yaml.safe_load(value) for name, value in (text.split("=", 1) for text in args.mixing)}
+    except (ValueError, yaml.YAMLError):
+        raise UserError(f"--mixing {' '.join(args.mixing)}: must be NAME=VALUE, such as noise=[/data/noise]") from None
+    config["mixing"] = {**(config.get("mixing") or {}), **given}
+    table = write_examples(config, args.data_dir, args.out_dir, args.count, args.seed, args.epoch)
     print(table.read_text(encoding="utf-8"), end="")
     return 0
 

@@ -296,6 +296,13 @@ def generate_mini_corpus(folder: PathLike, options: MiniCorpusOptions) -> Path:
     return write_once(folder, contents, lambda temporary: _write_corpus(temporary, options))
 
 
+def generate_mini_sources(folder: PathLike, options: MiniCorpusOptions) -> Path:
+    """Speech and noise of the mini corpus, unmixed, in ``<folder>/{speech,noise}``; arguments and errors as above."""
+    _check_options(options)
+    contents = json.dumps({"version": CORPUS_VERSION, "layout": "sources", **asdict(options)}) + "\n"
+    return write_once(folder, contents, lambda temporary: write_sources(temporary, options))
+
+
 def write_once(folder: PathLike, contents: str, write: Callable[[Path], None], resume: bool = False) -> Path:
     """Let ``write`` fill a folder unless it is there, made from the same ``contents``: it is absent or complete.
 

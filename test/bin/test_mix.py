@@ -56,3 +56,13 @@ def test_what_is_there_is_not_overwritten(data, tmp_path):
 def test_a_configuration_without_mixing_says_so(data, tmp_path):
     with pytest.raises(UserError, match="no section mixing"):
         run(data, tmp_path, "out", mixing={})
+
+
+def test_parts_of_the_section_as_a_training_takes_them(data, tmp_path, capsys):
+    noise = tmp_path / "noise.wav"
+    soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(8000), toy.RATE)
+    assert run(data, tmp_path, "out", "--count", "2", "--mixing", f"noise=[{noise}]", "--mixing", "snr_db=[3, 3]") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row[3], row[5]) for row in rows] == [("noise", "3.0")] * 2
+    with pytest.raises(UserError, match="must be NAME=VALUE"):
+        run(data, tmp_path, "other", "--mixing", "noise")

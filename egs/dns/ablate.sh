@@ -1,0 +1,1 @@
+../TEMPLATE/ablate.sh
