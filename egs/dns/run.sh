@@ -51,7 +51,7 @@ elif [[ "${mini}" == true && -z "${speech_dir}${pairs_dir}" ]]; then
 fi
 
 local_data_opts="--fs ${fs}"
-[[ "${mini}" == false ]] || local_data_opts+=" --mixtures 24"
+[[ "${mini}" == false ]] || local_data_opts+=" --mixtures 24 --held_out 0.17"
 train_args=""
 for name in speech_dir noise_dir rir_dir pairs_dir test_dir speaker_regex; do
     [[ "${!name}" != *[[:space:]]* ]] || fail "--${name} '${!name}': holds white space; give a link to it without"
