@@ -23,10 +23,12 @@ from reference.loader import whole_file_batches
 from bench.measure import Turns, median_seconds, ratio
 from bench.report import Report
 from i2srf_kd.corpora.noises import pink
+from i2srf_kd.data.augmentation import MIXTURE
 from i2srf_kd.data.chunk_dataset import ChunkDataset, ParallelFiles
 from i2srf_kd.data.chunk_loader import ChunkLoaders
 from i2srf_kd.data.chunks import training_batches
 from i2srf_kd.data.kaldi_dir import write_table
+from i2srf_kd.data.mixing import REFERENCE, MixedSource, MixingOptions
 from i2srf_kd.system.markdown import Column
 
 FS = 16000
@@ -91,6 +93,11 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
                 if workers == 0:
                     opened[suffix] = files_opened(folder, readers[name], 1)
             if not suffix.endswith(".ark"):
+                mixed = ChunkDataset(mixtures(folder, lengths, chunk, suffix), chunk)
+                for workers in WORKERS:
+                    name = f"{suffix}, mixed, {workers} workers"
+                    readers[name] = ChunkLoaders(mixed, batches, num_workers=workers).build_iter
+                    facts[name] = {"format": suffix, "reads": "mixtures made anew", "workers": workers}
                 name = f"{suffix}, whole files"
                 readers[name] = partial(whole_file_batches, files.files, batches)
                 facts[name] = {"format": suffix, "reads": "whole files", "workers": 0}
@@ -123,6 +130,14 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> Report:
     notes = ["Elapsed time of an epoch, without the start of the workers. A second of audio is one of mixture and one "
              "of reference."]  # fmt: skip
     return Report("loader", columns, rows, conditions, notes)
+
+
+def mixtures(folder: Path, lengths: Dict[str, int], chunk: int, suffix: str) -> MixedSource:
+    """Mixtures that are made while training, with a second noise in a third of them and random filters."""
+    pairs = ParallelFiles({MIXTURE: str(folder / "wav.scp"), REFERENCE: str(folder / "spk1.scp")}, lengths)
+    noise = [str(path) for path in sorted(folder.glob(f"wav_*.{suffix}"))]
+    section = {"noise": noise, "second_noise": 0.3, "speech_shaped": 0.1, "equalisation_db": 3, "gain_db": [-10, 5]}
+    return MixedSource(pairs, MixingOptions.from_section(section), chunk)
 
 
 def files_opened(folder: Path, read: Any, epoch: int) -> int:
