@@ -23,7 +23,9 @@ datadir="$(pipeline_option datadir "${prefix}data")"
 corpus_dir="$(pipeline_option corpus_dir "")"
 fs="$(pipeline_option fs 16000)"
 python="$(pipeline_option python "")"
-defaults=(--fs "${fs}" --results_note "Validation and test: held-out speakers and noise, mixtures at 0 to 15 dB.")
+note="Validation and test: speakers and noise that are held out of the training."
+[[ -z "${test_dir}" ]] || note="Test: the pairs of --test_dir."
+defaults=(--fs "${fs}" --results_note "${note}")
 
 # The DNS Challenge's folders, by any of the names that its years have given them.
 first_folder() {

@@ -18,7 +18,7 @@ from i2srf_kd.audio.folders import find_audio, is_hidden
 from i2srf_kd.audio.io import probe, read_audio, write_audio
 from i2srf_kd.audio.level import noise_gain
 from i2srf_kd.corpora.preparation import hold_out, listing, search
-from i2srf_kd.data.kaldi_dir import DataDir, describe, raise_problems, write_table
+from i2srf_kd.data.kaldi_dir import DataDir, Table, describe, raise_problems
 from i2srf_kd.data.mixture_sources import AUDIO_SUFFIXES, draw_stretch, load_recordings
 from i2srf_kd.data.pairs import NoisyClean, check_pairs
 from i2srf_kd.system.errors import UserError
@@ -66,8 +66,8 @@ def read_speech(folder: PathLike, speaker_regex: Optional[str]) -> DataDir:
     files = _list_audio(folder, "speech")
     names = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
     speakers = _speakers(names, speaker_regex)
-    table: Dict[str, str] = {}
-    utt2spk: Dict[str, str] = {}
+    table: Table = {}
+    utt2spk: Table = {}
     for path, name in names.items():
         utt_id = re.sub(r"[\s/]+", "-", name)
         if utt_id in table:
@@ -118,8 +118,8 @@ def split_speech(data: DataDir, options: FolderOptions, parts: int) -> List[Data
     return [data.subset(chosen) for chosen in split(data.utterances, options.held_out, options.seed, parts)]
 
 
-def prepare_noise(folder: PathLike, out: Path, options: FolderOptions, parts: int, nj: int) -> List[List[str]]:
-    """Files of noise at the rate of the training: those of training, validation and test.
+def prepare_noise(folder: PathLike, out: Path, options: FolderOptions, parts: int, nj: int) -> List[Table]:
+    """Files of noise, by name, at the rate of the training: those of training, validation and test.
 
     Raises:
         UserError: there are none, or one is silent or cannot be read.
@@ -131,7 +131,7 @@ def prepare_noise(folder: PathLike, out: Path, options: FolderOptions, parts: in
     else:
         logger.warning(f"{folder}: {len(files)} file(s) of noise, heard in training, validation and test")
         sets = [list(files)] * (parts + 1)
-    return [[files[name] for name in chosen] for chosen in sets]
+    return [{name: files[name] for name in sorted(chosen)} for chosen in sets]
 
 
 def at_rate(files: Sequence[Path], folder: PathLike, out: Path, fs: int, nj: int) -> Dict[str, str]:
@@ -190,11 +190,6 @@ def _mix(work: Mixture, out: Path, options: FolderOptions) -> Tuple[str, float]:
     for kind, wave in (("noisy", mixture), ("clean", speech)):
         write_audio(out / kind / f"{work.utt_id}.flac", scale * wave, fs)
     return work.utt_id, snr
-
-
-def write_list(path: Path, files: Sequence[str]) -> None:
-    """A table of audio files, for the section ``mixing`` of a training."""
-    write_table(path, {f"{number:06d}": file for number, file in enumerate(files)})
 
 
 def read_pairs(folder: PathLike, speaker_regex: Optional[str] = None, nj: int = 8) -> DataDir:

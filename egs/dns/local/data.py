@@ -16,6 +16,7 @@ from typing import Optional, Sequence
 import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
 from i2srf_kd.corpora import own_folders
 from i2srf_kd.corpora.preparation import get_preparation_parser, parse_preparation, write_sets
+from i2srf_kd.data.kaldi_dir import write_table
 from i2srf_kd.system.errors import UserError, run_command
 
 
@@ -69,7 +70,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             sets[name] = own_folders.prepare_noise(
                 folder, root / "copies" / name, options, parts if name == "noise" else 0, args.nj
             )
-            own_folders.write_list(root / f"{name}.scp", sets[name][0])
+            write_table(root / f"{name}.scp", sets[name][0])
     if args.pairs_dir:
         data = own_folders.read_pairs(args.pairs_dir, args.speaker_regex, args.nj)
         train, *held_out = own_folders.split_speech(data, options, parts)
@@ -77,7 +78,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         data = own_folders.read_speech(args.speech_dir, args.speaker_regex)
         train, *speech = own_folders.split_speech(data, options, parts)
         held_out = [
-            own_folders.write_mixtures(part, noise, root / "mixtures" / name, options, args.nj)
+            own_folders.write_mixtures(part, list(noise.values()), root / "mixtures" / name, options, args.nj)
             for part, noise, name in zip(speech, sets["noise"][1:], own_folders.HELD_OUT, strict=False)
         ]
     write_sets(args, train, *held_out, *test)
