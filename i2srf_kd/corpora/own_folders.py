@@ -7,6 +7,7 @@ mixtures are made once and lie on the disk. Speakers and files of noise belong t
 import logging
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,6 @@ from i2srf_kd.data.mixture_sources import AUDIO_SUFFIXES, draw_stretch, load_rec
 from i2srf_kd.data.pairs import NoisyClean, check_pairs
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
-from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,9 @@ def at_rate(files: Sequence[Path], folder: PathLike, out: Path, fs: int, nj: int
     names = {re.sub(r"[\s/]+", "-", path.relative_to(folder).as_posix()): path for path in files}
     if len(names) < len(files):
         raise UserError(f"{folder}: two files have the same name but for white space; rename one of them")
-    with process_map(partial(_at_rate, out=out, fs=fs), list(names.items()), nj) as results:
-        return dict(progress(results, total=len(names), desc=f"read {Path(folder).name}"))
+    with ThreadPoolExecutor(nj) as threads:
+        found = threads.map(partial(_at_rate, out=out, fs=fs), names.items())
+        return dict(progress(found, total=len(names), desc=f"read {Path(folder).name}"))
 
 
 def _at_rate(item: Tuple[str, Path], out: Path, fs: int) -> Tuple[str, str]:
@@ -163,8 +164,9 @@ def write_mixtures(speech: DataDir, noises: Sequence[str], out: Path, options: F
     """
     order = np.random.default_rng(options.seed).permutation(speech.utterances)
     work = [Mixture(str(utt_id), speech.wav[str(utt_id)], tuple(noises)) for utt_id in order[: options.mixtures]]
-    with process_map(partial(_mix, out=out, options=options), sorted(work), nj) as results:
-        snrs = dict(progress(results, total=len(work), desc=f"mix {out.name}"))
+    with ThreadPoolExecutor(nj) as threads:
+        found = threads.map(partial(_mix, out=out, options=options), sorted(work))
+        snrs = dict(progress(found, total=len(work), desc=f"mix {out.name}"))
     chosen = speech.subset(snrs)
     chosen.wav = {utt_id: str((out / "noisy" / f"{utt_id}.flac").absolute()) for utt_id in snrs}
     chosen.spk1 = {utt_id: str((out / "clean" / f"{utt_id}.flac").absolute()) for utt_id in snrs}

@@ -311,6 +311,7 @@ def test_the_validation_set_is_scored_beside_the_test_set(finished):
     assert finished.table("valid")["cells"][0]["seeds"][0]["scored"] == "plain/seed0/scored_valid"
 
 
+@pytest.mark.slow
 def test_a_failing_cell_does_not_stop_the_others_and_is_named(finished):
     for run in RUNS[1:]:
         shutil.rmtree(finished.results / run)

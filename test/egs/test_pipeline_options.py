@@ -418,9 +418,11 @@ def test_names_of_sets_reach_the_preparation(recipe):
 
 def test_scratch_is_given_to_trainings_alone_and_changes_no_record(finished):
     """The folder is named as it was given: what $TMPDIR is, the machine that trains knows."""
-    finished.run("--mini", "true", "--scratch", "$TMPDIR/x y")
+    finished.run("--mini", "true", "--scratch", "$TMPDIR/x y", "--stage", "4", "--stop_stage", "5")
     assert finished.calls() == []
-    finished.run("--mini", "true", "--scratch", "$TMPDIR/x y", "--student_tag", "other", "--stage", "5")
+    finished.run(
+        "--mini", "true", "--scratch", "$TMPDIR/x y", "--student_tag", "other", "--stage", "5", "--stop_stage", "5"
+    )
     calls = finished.calls()
     assert [name for name, _, _ in calls].count("with_scratch") == 1
     arguments, (_, trained, malloc) = calls[0][1], calls[1]
@@ -437,6 +439,7 @@ def test_explicit_options_win_over_mini(recipe):
     assert len([1 for n, _, _ in calls if n == "train"]) == 2
 
 
+@pytest.mark.slow
 def test_test_set_that_is_added_later_needs_no_training(finished):
     shutil.copytree(finished.folder / "mini/data/test", finished.folder / "mini/data/other")
     finished.run("--mini", "true", "--test_sets", "test other", "--nj", "1", "--inference_nj", "1")

@@ -50,6 +50,7 @@ def test_phases_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -
     assert toy.same(whole, toy.weights(tmp_path / "broken", "checkpoint.pth"))
 
 
+@pytest.mark.slow
 def test_shares_of_the_training_and_resume(speech: Path, speech_teacher: Path, tmp_path: Path) -> None:
     """Every second step distils until three quarters of the training; then the student costs what it does alone."""
     options = {
