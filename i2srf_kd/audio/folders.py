@@ -1,5 +1,6 @@
 """Looking for files in folders, such that nothing is passed over without a word."""
 
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -8,9 +9,24 @@ from typing import Callable, Collection, Iterator, List, Set, Tuple
 from i2srf_kd.system.files import PathLike
 
 Report = Callable[[str], None]  # is told what is passed over
-# Recordings that libsndfile does not read.
-_OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".ape", ".mka", ".dsf", ".ac3", ".sph")
+# Recordings that libsndfile does not read, and those that it does.
+_UNREADABLE = frozenset(
+    ".m4a .m4b .mp4 .aac .wma .webm .weba .amr .3gp .ape .mka .mkv .mov .dsf .ac3 .dts .wv .mpc .spx .tta .shn".split()
+)
+_READABLE = frozenset(".wav .flac .ogg .oga .opus .mp3 .aiff .aif .au .snd .caf .w64 .rf64 .sph".split())
 _DEPTH = 32  # of folders
+ABSENT = "no such file or folder"
+
+
+def why_absent(path: Path) -> str:
+    """What keeps a file or folder from being there; empty where it is."""
+    try:
+        path.stat()
+    except OSError as error:
+        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ELOOP):
+            return "a link to nothing"
+        return f"cannot be read ({error.strerror})" if error.errno != errno.ENOENT else ABSENT
+    return ""
 
 
 def is_hidden(name: str) -> bool:
@@ -59,11 +75,14 @@ def find_audio(root: PathLike, suffixes: Collection[str], report: Report) -> Lis
         for path in (folder / name for name in files):
             suffix = path.suffix.lower()
             if suffix not in suffixes:
-                others[suffix] += suffix in _OTHER_AUDIO
-            elif path.exists():
-                found.append(path)
+                others[suffix] += suffix in _UNREADABLE | _READABLE
+            elif problem := why_absent(path):
+                report(f"{path}: {problem}")
             else:
-                report(f"{path}: a link to nothing")
+                found.append(path)
     for suffix, count in sorted((+others).items()):
-        report(f"{root}: {count} {suffix} file(s), which cannot be read: convert them to wav or flac")
+        why = (
+            "cannot be read: convert them to wav or flac" if suffix in _UNREADABLE else "are passed over: convert them"
+        )
+        report(f"{root}: {count} {suffix} file(s), which {why}")
     return sorted(found)

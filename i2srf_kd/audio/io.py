@@ -1,9 +1,7 @@
 """Probing, reading and writing audio files, with errors that name the file and its problem."""
 
-import io
 import logging
 import os
-import struct
 import unicodedata
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Optional, Tuple, Union
@@ -12,6 +10,7 @@ import numpy as np
 import soundfile
 
 from i2srf_kd.audio.ark import open_entry, split_place
+from i2srf_kd.audio.headers import check_lengths, flac_with_length, is_unknown
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.system.errors import UserError, cannot_write, disk_full
 from i2srf_kd.system.files import PathLike, atomic_path
@@ -175,16 +174,28 @@ def open_audio(path: PathLike) -> soundfile.SoundFile:
             if file.stat().st_size == 0:
                 raise UserError(f"{path}: empty file (0 bytes)")
             with file.open("rb") as stream:
-                unclosed = _unclosed_wav(path, stream)
+                mended = check_lengths(path, stream)
         else:
-            unclosed = _unclosed_wav(path, source)
+            mended = check_lengths(path, source)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    # Names that are not UTF-8 reach the system as they are.
+    name = os.fsencode(source) if isinstance(source, str) else source
     try:
-        # Names that are not UTF-8 reach the system as they are.
-        return soundfile.SoundFile(unclosed or (os.fsencode(source) if isinstance(source, str) else source))
+        file = soundfile.SoundFile(mended or name)
+        if is_unknown(file.frames) and file.format == "FLAC":
+            frames = _count_frames(file)
+            with file, open(name, "rb") if isinstance(name, bytes) else name as stream:
+                return soundfile.SoundFile(flac_with_length(stream, frames))
+        return file
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: {_describe_unreadable(source, error)}") from None
+
+
+def _count_frames(file: soundfile.SoundFile) -> int:
+    """Samples per channel from here on, of a file whose header does not know them."""
+    file._info.seekable = False  # else soundfile seeks after each reading, which fails at the end
+    return sum(iter(lambda: len(file.read(1 << 16)), 0))
 
 
 def _looks_alike(path: str) -> str:
@@ -209,7 +220,7 @@ def _describe_unreadable(source: Union[str, BinaryIO], error: soundfile.Libsndfi
         return "a Git LFS pointer, not audio; run git lfs pull"
     if _is_text(head):
         return "a text file, not audio"
-    return f"not a readable audio file ({error.error_string})"
+    return f"not a readable audio file ({error.error_string.rstrip('.')}): get it anew, or convert it to wav"
 
 
 def _is_text(head: bytes) -> bool:
@@ -217,51 +228,6 @@ def _is_text(head: bytes) -> bool:
         return all(character.isprintable() or character.isspace() for character in head.decode("utf-8"))
     except UnicodeDecodeError:
         return False
-
-
-def _unclosed_wav(path: PathLike, stream: BinaryIO) -> Optional[BinaryIO]:
-    """Find truncated WAV files by their header; libsndfile takes them for complete, shorter ones.
-
-    Returns:
-        A WAV file whose header says 0 bytes although there are more, as some programs write into a pipe, in the form
-        that libsndfile reads to its end; None for all other files, placeholders of other lengths included.
-
-    Raises:
-        UserError: it is truncated.
-    """
-    size, place, length, riff_length = _wav_data(stream)
-    unclosed = None
-    if place and length == 0 < size - place and (_is_placeholder(riff_length) or riff_length + 8 <= place):
-        content = stream.read()
-        unclosed = io.BytesIO(content[:4] + struct.pack("<I", 8) + content[8:])
-    elif not _is_placeholder(length) and place + length > size:
-        missing = place + length - size
-        raise UserError(f"{path}: truncated, {missing} bytes are missing at the end; get the file anew")
-    return unclosed
-
-
-def _is_placeholder(length: int) -> bool:
-    """Whether a program that writes into a pipe puts this length into its header: a little below 2 or 4 GiB."""
-    return length % 0x80000000 >= 0x7FFFE000 or length == 0x80000000
-
-
-def _wav_data(stream: BinaryIO) -> Tuple[int, int, int, int]:
-    """Bytes of a file, where the samples of a WAV file begin, their bytes, and the length of the whole by its header.
-
-    All but the first are 0 where there are no samples. The stream is at its beginning before and after.
-    """
-    size, place, length = stream.seek(0, os.SEEK_END), 0, 0
-    stream.seek(0)
-    head = stream.read(12)
-    if len(head) == 12 and head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        while len(chunk := stream.read(8)) == 8:
-            chunk_length = struct.unpack("<I", chunk[4:])[0]
-            if chunk[:4] == b"data":
-                place, length = stream.tell(), chunk_length
-                break
-            stream.seek(chunk_length + chunk_length % 2, 1)
-    stream.seek(0)
-    return size, place, length, struct.unpack("<I", head[4:8])[0] if place else 0
 
 
 def _wanted_frames(file: soundfile.SoundFile, path: PathLike, start: int, frames: int) -> int:

@@ -7,6 +7,9 @@ its own wav.scp gives the row of the unprocessed mixtures. Writes scores.csv (on
 (mean and bootstrap interval per metric) in OUT_DIR. For a job array, run it with --shard i/N for i = 1..N and then
 once with --collect N.
 
+Utterances that cannot be scored, such as unreadable ones, are named in the end, and the exit code is 2; without
+--shard, the files hold the scores of the others then.
+
 WB-PESQ, CSIG, CBAK and COVL exist from 16 kHz on (audio of a higher rate is scored on copies at 16 kHz), NB-PESQ stands
 in for them below. An utterance whose score is undefined is named and counted.
 
@@ -24,7 +27,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.metrics import asr
 from i2srf_kd.metrics.table import SCORES, default_metrics
-from i2srf_kd.results.scoring import ScoreOptions, asr_record, collect, rate_of, read_pairs, score_shard
+from i2srf_kd.results.scoring import ScoreOptions, asr_record, collect, raise_unscored, rate_of, read_pairs, score_shard
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
 
@@ -101,15 +104,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     metrics = tuple(args.metrics or default_metrics(rate_of(pairs)))
     record = asr_record(args.asr_model, metrics)
     options = ScoreOptions(metrics, args.ref_channel, args.dnsmos_model, record.get("asr_model"))
+    problems: Dict[str, str] = {}
     if not args.collect:
         recogniser = asr.Recogniser(options.asr_model, batch_size=args.asr_batch_size) if options.asr_model else None
         # One thread per process: the measures are small and the processes share the cores.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         shard = parse_shard(args.shard) if args.shard else (1, 1)
-        score_shard(pairs, options, args.out_dir, shard, args.nj, recogniser)
+        problems = score_shard(pairs, options, args.out_dir, shard, args.nj, recogniser, partly=not args.shard)
         if args.shard:
             return 0
-    _print_summary(collect(pairs, options, args.out_dir, args.collect or 1, record))
+    scored = [pair for pair in pairs if pair.utt not in problems]
+    _print_summary(collect(scored, options, args.out_dir, args.collect or 1, record))
+    raise_unscored(problems, len(pairs))
     return 0
 
 

@@ -210,11 +210,11 @@ def _text(path: Path) -> str:
 def _list_once(folders: Sequence[PathLike], kind: str) -> Tuple[Dict[str, Path], List[str]]:
     """Files of ``data/`` or ``labels/`` over all parts, by name without suffix."""
     found: Dict[str, Path] = {}
-    problems = []
+    problems: List[str] = []
     for folder in folders:
         if not Path(folder, kind).is_dir():
             continue  # parts may divide data and labels
-        for name, path in list_audio(Path(folder, kind)).items():
+        for name, path in list_audio(Path(folder, kind), problems.append).items():
             if name in found:
                 problems.append(f"{path}: also in another part, as {found[name]}; remove one of them")
             found.setdefault(name, path)

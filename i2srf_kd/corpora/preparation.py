@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
 
 import numpy as np
 
 from i2srf_kd.audio.folders import is_hidden, walk
+from i2srf_kd.corpora.archive import unzip
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError
@@ -47,7 +49,8 @@ def parse_preparation(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     if len(set(set_names(args))) < 3:
         raise UserError(f"the names of the sets must differ: {' '.join(set_names(args))}")
     if args.corpus_dir and not Path(args.corpus_dir).is_dir():
-        raise UserError(f"--corpus_dir {args.corpus_dir}: no such folder")
+        why = "is a file, give the folder that it is in" if os.path.exists(args.corpus_dir) else "no such folder"
+        raise UserError(f"--corpus_dir {args.corpus_dir}: {why}")
     args.download_dir = args.download_dir or os.path.normpath(os.path.join(args.data_dir, os.pardir, "downloads"))
     args.unpack_dir = args.unpack_dir or args.download_dir
     return args
@@ -65,33 +68,38 @@ def to_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
+@lru_cache(maxsize=1 << 16)
+def _tell_once(problem: str) -> None:
+    logger.warning("%s", problem)
+
+
 def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
-    """The entry called ``name`` in ``root`` or some folders down, the uppermost one; None where there is none."""
-    walked = walk(root, logger.warning, DEPTH)
-    found = (folder / name for folder, subfolders, files in walked if name in (*subfolders, *files))
+    """The entry called ``name``, in any case, in ``root`` or some folders down, the uppermost one, or None."""
+    walked = walk(root, _tell_once, DEPTH)
+    found = (
+        folder / entry
+        for folder, subfolders, files in walked
+        for entry in (*subfolders, *files)
+        if entry.lower() == name.lower()
+    )
     return min(filter(wanted, found), key=lambda path: len(path.parts), default=None)
 
 
 def holds_audio(path: Path) -> bool:
-    """Whether a folder has .wav files directly in it."""
-    return path.is_dir() and any(
-        entry.suffix.lower() == ".wav" and not is_hidden(entry.name) for entry in path.iterdir()
-    )
+    """Whether a folder has .wav files in it or below it."""
+    walked = walk(path, _tell_once) if path.is_dir() else ()
+    return any(name.lower().endswith(".wav") for _, _, files in walked for name in files)
 
 
-def audio_folder(root: Path) -> Path:
-    """The folder of an unpacked archive that holds the audio files: ``root`` or the only one below it that does.
+def unpacked_audio(archive: PathLike, folder: Path) -> Path:
+    """Unpack an archive of audio, see :func:`i2srf_kd.corpora.archive.unzip`.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: it cannot be unpacked, or has no audio.
     """
-    found = [folder for folder, _, _ in walk(root, logger.warning, DEPTH) if holds_audio(folder)]
-    if root in found:
-        return root
-    if len(found) == 1:
-        return found[0]
-    there = f".wav files in {', '.join(map(str, found))}" if found else f"no .wav files, but {listing(root)}"
-    raise UserError(f"{root}: expected one folder of .wav files, there are {there}")
+    if not holds_audio(unzip(archive, folder)):
+        raise UserError(f"{folder}: expected .wav files, there are none, but {listing(folder)}")
+    return folder
 
 
 def listing(folder: PathLike, limit: int = 5) -> str:

@@ -13,6 +13,7 @@ silent side are left out, counted in a warning and listed in ``dropped.tsv``.
 import io
 import json
 import logging
+import os
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from i2srf_kd.audio.ark import file_of, split_place
 from i2srf_kd.audio.io import MAX_FLAC_CHANNELS, AudioInfo, checked_samples, probe, read_audio, write_audio
 from i2srf_kd.audio.resample import resample
 from i2srf_kd.data.kaldi_dir import DataDir, Span, describe, is_command, raise_problems
-from i2srf_kd.system.errors import DiskFull, UserError, cannot_write
+from i2srf_kd.system.errors import NotWritten, UserError, cannot_write
 from i2srf_kd.system.files import PathLike, atomic_path, remove_temporaries, write_text
 from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
@@ -232,7 +233,7 @@ def _format_or_keep(job: Tuple[Utterance, Optional[Record]], out: Path, options:
         for wave, path in zip(waves, _outputs(out, pair.utt_id, options), strict=False):
             clipped += write_audio(path, wave, options.fs)
             sizes.append(path.stat().st_size)
-    except DiskFull:  # not the fault of this utterance
+    except NotWritten:  # not the fault of this utterance
         raise
     except UserError as error:
         return Record(key, broken=str(error))
@@ -458,7 +459,7 @@ def _read_source(in_dir: PathLike, out_dir: PathLike, options: FormatOptions) ->
         raise UserError(f"--audio_format {options.audio_format}: must be one of {', '.join(AUDIO_FORMATS)}")
     if options.fs < 1:
         raise UserError(f"--fs {options.fs}: must be positive")
-    if Path(in_dir).resolve() == Path(out_dir).resolve():
+    if os.path.realpath(in_dir) == os.path.realpath(out_dir):
         raise UserError(f"{out_dir}: IN_DATA and OUT_DATA are the same folder")
     data = DataDir.read(in_dir, unformatted=True)
     odd = [utt_id for utt_id in data.utterances if "/" in utt_id or "\\" in utt_id or utt_id.startswith(".")]

@@ -6,6 +6,8 @@ formatting joins them. Formatting also takes what else Kaldi allows: commands th
 and ``segments`` (``<utterance> <recording> <begin> <end>``, in seconds), which make utterances of parts of recordings.
 """
 
+import codecs
+import io
 import itertools
 import math
 import re
@@ -19,6 +21,7 @@ from i2srf_kd.system.files import PathLike, write_text
 Table = Dict[str, str]
 Span = Tuple[float, float]  # begin and end in seconds; an end below 0 is that of the recording
 SEGMENTS = "segments"
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 EXTRA_TABLES = ("utt2snr", "utt2noise", "utt2num_samples", "text")
 
 
@@ -83,7 +86,7 @@ def _read_segments(path: Path) -> Dict[str, Tuple[str, Span]]:
     """Recording and span of every utterance.
 
     Raises:
-        UserError: as :func:`read_table`, or a line is malformed.
+        UserError: as :func:`read_table`, or a line is malformed, or there is none.
     """
     segments = {}
     for utt_id, value in read_table(path).items():
@@ -95,21 +98,32 @@ def _read_segments(path: Path) -> Dict[str, Tuple[str, Span]]:
         if not (0 <= span[0] < span[1] < math.inf or span[0] >= 0 > span[1]):
             raise UserError(f"{path}: {utt_id} begins at {begin} s and ends at {end} s")
         segments[utt_id] = (recording, span)
+    if not segments:
+        raise UserError(f"{path}: no utterances; remove it where the recordings are the utterances")
     return segments
 
 
 def read_lines(path: PathLike) -> List[str]:
-    """Lines of a text file, in UTF-8.
+    """Lines of a text file in UTF-8, or in UTF-16 with a byte order mark, as Windows writes it.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # with or without a byte order mark
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        text = content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}: not UTF-8 text ({error.reason} in line {line}, at byte {error.start}); convert it with iconv, "
+            "and rename files whose names are not UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{path}: not UTF-8 text but UTF-16, or no text; convert it with iconv -f UTF-16LE -t UTF-8")
+    lines = io.StringIO(text, newline=None).read().split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -122,18 +136,31 @@ def write_table(path: PathLike, table: Mapping[str, object]) -> None:
     """
     for key, value in table.items():
         text = str(value)
-        try:
-            f"{key} {text}".encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{path}: {key!r} {text!r}: not UTF-8; rename the file") from None
-        if not key or re.search(r"\s", key):
-            raise UserError(f"{path}: {key!r} cannot be an id: it is empty or holds white space")
+        if problem := why_no_id(key):
+            raise UserError(f"{path}: {key!r} {problem}")
+        if not _is_utf8(text):
+            raise UserError(f"{path}: {key!r} {text!r}: not UTF-8; rename the file")
         if not text or text != text.strip() or "\n" in text or "\r" in text:
             raise UserError(
                 f"{path}: {text!r} cannot be the value of {key}: it is empty, begins or ends with white space, "
                 "or holds a line break"
             )
     write_text(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
+
+
+def why_no_id(text: str) -> str:
+    """What keeps a name from being an id; empty where it can be one."""
+    if not text or re.search(r"\s", text):
+        return "cannot be an id: it is empty or holds white space"
+    return "" if _is_utf8(text) else "cannot be an id: not UTF-8; rename the file"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_shard(text: str) -> Tuple[int, int]:

@@ -1,17 +1,22 @@
 """Recordings that mixtures are made of: found in folders and tables, checked, read piece by piece."""
 
 import hashlib
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from i2srf_kd.audio import folders
 from i2srf_kd.audio.ark import split_place
 from i2srf_kd.audio.io import probe, read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset(".wav .flac .ogg .opus .mp3 .aiff .aif .au .sph .w64 .caf".split())
 _SILENCE = 1e-4  # peak below which nothing can be heard: 80 dB below full scale
@@ -30,8 +35,8 @@ def find_audio(places: Sequence[str], option: str) -> Dict[str, str]:
     """Audio files by name, in the order of their names.
 
     Args:
-        places: folders, searched at any depth, tables ``<name> <file>`` (``.scp``, entries of archives as well), and
-            audio files.
+        places: folders, searched at any depth, where what is passed over is logged as a warning, tables
+            ``<name> <file>`` (``.scp``, entries of archives as well), and audio files.
         option: how errors call them.
 
     Raises:
@@ -41,8 +46,10 @@ def find_audio(places: Sequence[str], option: str) -> Dict[str, str]:
     for place in places:
         path = Path(place)
         if path.is_dir():
-            files = (file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
-            here = {file.relative_to(path).with_suffix("").as_posix(): str(file) for file in files}
+            here = {}
+            for file in folders.find_audio(path, AUDIO_SUFFIXES, _tell_once):
+                name = file.relative_to(path).with_suffix("").as_posix()
+                here[name if name not in here else file.relative_to(path).as_posix()] = str(file)
         elif path.suffix == ".scp":
             here = read_audio_table(path, ordered=False)
         elif path.is_file():
@@ -54,6 +61,11 @@ def find_audio(places: Sequence[str], option: str) -> Dict[str, str]:
         # Folders may have files of the same names.
         found.update({name if name not in found else f"{place}/{name}": file for name, file in here.items()})
     return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _tell_once(problem: str) -> None:
+    logger.warning("%s", problem)
 
 
 def load_recordings(files: Dict[str, str], fs: int, option: str, speakers: Optional[str] = None) -> List[Recording]:

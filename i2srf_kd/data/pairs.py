@@ -7,8 +7,9 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from i2srf_kd.audio.folders import Report, find_audio
 from i2srf_kd.audio.io import AudioInfo, probe, read_audio
-from i2srf_kd.data.kaldi_dir import read_audio_table
+from i2srf_kd.data.kaldi_dir import read_audio_table, why_no_id
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.progress import progress
@@ -22,44 +23,45 @@ class NoisyClean(NamedTuple):
 
 
 def find_pairs(noisy_dir: PathLike, clean_dir: PathLike) -> Tuple[Dict[str, NoisyClean], List[str]]:
-    """Match the .wav files of two folders by name.
+    """Match the .wav files of two folders, and of those below them, by name.
 
     Args:
         noisy_dir: folder of the mixtures.
         clean_dir: folder of the references.
 
     Returns:
-        Pairs by utterance (file name without suffix), sorted, and a description of every file without counterpart.
+        Pairs by utterance (file name without suffix), sorted, and a description of every file without counterpart, or
+        with a name that cannot be an id, and of what was passed over.
 
     Raises:
         UserError: a folder is missing or without audio files, or an utterance is there twice.
     """
-    noisy, clean = list_audio(noisy_dir), list_audio(clean_dir)
+    problems: List[str] = []
+    noisy, clean = list_audio(noisy_dir, problems.append), list_audio(clean_dir, problems.append)
     for folder, found in ((noisy_dir, noisy), (clean_dir, clean)):
         if not found:
-            raise UserError(f"{folder}: no .wav files there")
-    problems = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
+            raise UserError("\n  ".join([f"{folder}: no .wav files there", *problems]))
+    problems += [f"{noisy[utt_id]}: {why_no_id(utt_id)}" for utt_id in sorted(noisy) if why_no_id(utt_id)]
+    problems += [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
     problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
     return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
 
 
-def list_audio(folder: PathLike) -> Dict[str, Path]:
-    """The .wav files of a folder (in any case) by name without suffix, sorted; hidden ones are passed over.
+def list_audio(folder: PathLike, report: Report) -> Dict[str, Path]:
+    """The .wav files of a folder (in any case) and those below it, by name without suffix, sorted.
+
+    Args:
+        folder: where to look; hidden files are ignored.
+        report: is told what is passed over, see :func:`i2srf_kd.audio.folders.find_audio`.
 
     Raises:
-        UserError: the folder is missing or cannot be read, or two files differ in the case of their suffix alone, or in
+        UserError: the folder is missing, or two files differ in their folder, in the case of their suffix alone, or in
             how Unicode spells their name.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder")
     found: Dict[str, Path] = {}
-    try:
-        paths = sorted(Path(folder).iterdir())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
-    for path in paths:
-        if path.suffix.lower() != ".wav" or path.name.startswith("."):
-            continue
+    for path in find_audio(folder, {".wav"}, report):
         name = unicodedata.normalize("NFC", path.stem)  # systems differ in how they spell letters with accents
         if name in found:
             raise UserError(f"{found[name]} and {path} are the same utterance; remove one of them")

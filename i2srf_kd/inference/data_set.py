@@ -4,6 +4,7 @@ torch is not imported before a model is: it is needed in the worker processes al
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -12,12 +13,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from i2srf_kd.audio.ark import file_of
 from i2srf_kd.audio.io import read_audio, write_audio
-from i2srf_kd.data.kaldi_dir import Table, describe, read_audio_table, write_table
-from i2srf_kd.system.errors import DiskFull, UserError
+from i2srf_kd.data.kaldi_dir import Table, describe, raise_problems, read_audio_table, write_table
+from i2srf_kd.system.errors import NotWritten, UserError, writing
 from i2srf_kd.system.files import remove_temporaries, write_text
 from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
 from i2srf_kd.system.pool import process_map
 from i2srf_kd.system.progress import progress
+
+logger = logging.getLogger(__name__)
 
 Record = Dict[str, Any]
 SCPS = ("spk1.scp", "wav.scp")
@@ -53,8 +56,8 @@ def outputs_fingerprint(options: Options) -> str:
     from i2srf_kd.export.runtimes import INT8_ONNX, WHOLE, onnx_file
     from i2srf_kd.inference.experiment import CONFIG, Experiment, split_model_path
 
-    onnx_file(options.model, options.runtime, options.device, options.model_file, WHOLE)
     folder, name = split_model_path(options.model)
+    onnx_file(folder, options.runtime, options.device, options.model_file, WHOLE)
     if is_bundle(folder):
         files = [folder / CONFIG, folder / WEIGHTS]
     else:
@@ -79,7 +82,7 @@ def _start_worker(options: Options) -> None:
 
 
 def _enhance(task: Tuple[str, str, str]) -> Record:
-    """Enhance one utterance and write it: what is recorded about it."""
+    """Enhance one utterance and write it: what is recorded about it, or its ``problem``."""
     utt, source, target = task
     enhancer, options = _worker["enhancer"], _worker["options"]
     try:
@@ -90,16 +93,16 @@ def _enhance(task: Tuple[str, str, str]) -> Record:
         enhanced = enhancer(wave, fs, options.max_window_seconds, overlap)
         compute_seconds = time.perf_counter() - start
         clipped = write_audio(target, enhanced, fs, "PCM_16")
-    except DiskFull:
+    except NotWritten:  # not the fault of this utterance
         raise
     except UserError as error:
-        raise UserError(f"utterance {utt}: {error}") from None
+        return {"utt": utt, "problem": str(error)}
     except RuntimeError as error:  # torch's, such as a lack of memory
-        hint = "a lower --max_window_seconds needs less memory"
-        raise UserError(f"utterance {utt} ({source}): {error}; {hint}") from None
+        return {"utt": utt, "problem": f"{source}: {error}; a lower --max_window_seconds needs less memory"}
     return {
         "utt": utt,
         "source": before,
+        "unused_channels": wave[0].size - enhancer.num_mics,
         "seconds": len(wave) / fs,
         "compute_seconds": compute_seconds,
         "samples": len(wave),
@@ -155,7 +158,11 @@ def _wav(out_dir: Path, utt: str) -> Path:
 def enhance_shard(
     table: Table, options: Options, out_dir: Path, shard: Tuple[int, int], nj: int, overwrite: bool
 ) -> None:
-    """Enhance every N-th utterance. Each finished one is noted at once, so that a killed run loses none."""
+    """Enhance every N-th utterance. Each finished one is noted at once, so that a killed run loses none.
+
+    Raises:
+        UserError: some cannot be enhanced, which are all named after the others are done; or nothing can be written.
+    """
     index, count = shard
     target = _shard_file(out_dir, index, count)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,15 +180,24 @@ def enhance_shard(
     if records:
         print(f"{len(records)} of {len(chosen)} utterances were enhanced before", flush=True)
     journal = target.parent / f"journal.{mark}.{index}-of-{count}.jsonl"
+    problems: List[str] = []
     with (
         process_map(_enhance, tasks, nj, chunksize=1, initializer=_start_worker, initargs=(options,)) as enhanced,
+        writing(journal),
         open(journal, "a", encoding="utf-8") as file,
     ):
         for record in progress(enhanced, len(tasks), desc="enhancing"):
+            if "problem" in record:
+                problems.append(f"utterance {record['utt']}: {record['problem']}")
+                continue
             # the line break comes first, in case a killed run left half a line
             file.write("\n" + json.dumps(record))
             file.flush()
             records[record["utt"]] = record
+    rich = [utt for utt, record in records.items() if record.get("unused_channels")]
+    if rich:
+        logger.warning("of more channels than the model has microphones the first are enhanced: %s", describe(rich))
+    raise_problems(f"{len(problems)} of {len(chosen)} utterances cannot be enhanced", problems)
     summary = {"fingerprint": mark, **summarise(list(records.values())), "records": list(records.values())}
     write_text(target, json.dumps(summary, indent=1) + "\n")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 import numpy as np
 import soundfile
 
-from i2srf_kd.audio.folders import Report, find_audio
+from i2srf_kd import models
+from i2srf_kd.audio.folders import ABSENT, Report, find_audio, why_absent
 from i2srf_kd.audio.io import probe
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks, window_in_samples
 from i2srf_kd.audio.pcm import read_pcm, write_pcm
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Suffixes of libsndfile's formats, without RAW, which needs a description of its content, and with other spellings.
 _AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-_AUDIO_SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".mp3"}
+_AUDIO_SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".mp3", ".sph"}
 
 # Of a file, in windows: shorter ones than the library's take less memory at once.
 WINDOW_SECONDS, OVERLAP_SECONDS = 10.0, 1.0
@@ -62,10 +63,10 @@ def find_inputs(inputs: Sequence[str], out_dir: Path, report: Report) -> List[Tu
     """
     found: List[Tuple[Path, Path]] = []
     seen: Set[Path] = set()
-    out_dir = out_dir.resolve()
+    out_dir = Path(os.path.realpath(out_dir))
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):
             problems: List[str] = []
             audio = find_audio(path, _AUDIO_SUFFIXES, problems.append)
             files = [f for f in audio if f.is_file() and out_dir not in f.resolve().parents]
@@ -73,10 +74,13 @@ def find_inputs(inputs: Sequence[str], out_dir: Path, report: Report) -> List[Tu
                 raise UserError("\n".join([f"{path}: no audio files in this folder", *problems]))
             for problem in problems:
                 report(problem)
-        elif path.exists():
+        elif not (problem := why_absent(path)):
             files = [path]
+        elif problem == ABSENT:
+            raise UserError(f"{path}: {problem}")
         else:
-            raise UserError(f"{path}: no such file or folder")
+            report(f"{path}: {problem}")
+            continue
         for file in files:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
@@ -276,7 +280,7 @@ def stream_opener(
     Raises:
         UserError: the model cannot run on a stream, or not with that runtime.
     """
-    file = onnx_file(model, runtime, device, weights, STREAM)
+    file = onnx_file(models.folder_of(model), runtime, device, weights, STREAM)
     if file is not None:
         from i2srf_kd.export.onnx_stream import OnnxStreamingEnhancer
 

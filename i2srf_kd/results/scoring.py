@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 
 from i2srf_kd.audio.io import probe, read_audio
-from i2srf_kd.data.kaldi_dir import describe, read_audio_table
+from i2srf_kd.data.kaldi_dir import describe, raise_problems, read_audio_table
 from i2srf_kd.metrics import asr, dnsmos
 from i2srf_kd.metrics.perceptual import copies_at
 from i2srf_kd.metrics.table import WIDE_BAND
@@ -64,11 +64,14 @@ def read_pairs(ref_data_dir: PathLike, enhanced_scp: PathLike) -> List[Pair]:
 
 
 def rate_of(pairs: Sequence[Pair]) -> int:
-    """Sampling rate in Hz of the first reference."""
-    try:
-        return probe(pairs[0].reference).fs
-    except UserError as error:
-        raise UserError(f"utterance {pairs[0].utt}: {error}") from error
+    """Sampling rate in Hz of the first reference that can be read."""
+    problems = []
+    for pair in pairs:
+        try:
+            return probe(pair.reference).fs
+        except UserError as error:
+            problems.append(f"utterance {pair.utt}: {error}")
+    raise UserError("\n  ".join(["no reference can be read:", *problems[:5]]))
 
 
 def _read_channel(utt: str, path: str, channel: int) -> Tuple[np.ndarray, int]:
@@ -81,7 +84,13 @@ def _read_channel(utt: str, path: str, channel: int) -> Tuple[np.ndarray, int]:
         return wave, fs
     if channel >= wave.shape[1]:
         raise UserError(f"utterance {utt}: {path} has {wave.shape[1]} channels, so --ref_channel {channel} is too high")
+    _tell_of_channels(wave.shape[1], channel)
     return wave[:, channel], fs
+
+
+@lru_cache
+def _tell_of_channels(channels: int, channel: int) -> None:
+    logger.warning("of files with %d channels, channel %d is scored (--ref_channel)", channels, channel)
 
 
 def _read_pair(pair: Pair, options: ScoreOptions) -> Tuple[np.ndarray, np.ndarray, int]:
@@ -97,15 +106,18 @@ def _read_pair(pair: Pair, options: ScoreOptions) -> Tuple[np.ndarray, np.ndarra
 
 
 def score_pair(pair: Pair, options: ScoreOptions) -> Dict[str, Any]:
-    """Score one utterance: its name, its seconds and its metrics, those of a recogniser excepted."""
-    reference, estimate, fs = _read_pair(pair, options)
+    """Score one utterance: its name, its seconds and its metrics but those of a recogniser; or its ``problem``."""
+    try:
+        reference, estimate, fs = _read_pair(pair, options)
+    except UserError as error:
+        return {"utt": pair.utt, "problem": str(error)}
     try:
         scores = score_utterance(reference, estimate, fs, options.metrics)
         if options.dnsmos_model:
             (copy,) = copies_at(WIDE_BAND, "DNSMOS", fs, align_lengths(reference, estimate, fs)[1:])
             scores.update(_dnsmos(options.dnsmos_model)(copy, WIDE_BAND))
     except ValueError as error:
-        raise UserError(f"utterance {pair.utt}: {error} ({pair.estimate})") from error
+        return {"utt": pair.utt, "problem": f"utterance {pair.utt}: {error} ({pair.estimate})"}
     return {"utt": pair.utt, "seconds": len(reference) / fs, **scores}
 
 
@@ -145,8 +157,19 @@ def score_shard(
     shard: Tuple[int, int],
     nj: int,
     recogniser: Optional[asr.Recogniser] = None,
-) -> None:
-    """Score every N-th utterance in ``nj`` processes and write one file."""
+    partly: bool = False,
+) -> Dict[str, str]:
+    """Score every N-th utterance in ``nj`` processes and write one file.
+
+    Args:
+        partly: also write it where some utterances cannot be scored.
+
+    Returns:
+        What is wrong with those, by utterance.
+
+    Raises:
+        UserError: names all of them, unless ``partly``; or no utterance can be scored.
+    """
     if options.dnsmos_model:
         _dnsmos(options.dnsmos_model)  # a wrong file is reported before any work
     index, count = shard
@@ -155,7 +178,12 @@ def score_shard(
     chosen = pairs[index - 1 :: count]
     chunksize = max(1, min(8, len(chosen) // (4 * nj)))
     with process_map(partial(score_pair, options=options), chosen, nj, chunksize) as scored:
-        rows = list(progress(scored, len(chosen), desc="scoring"))
+        found = list(progress(scored, len(chosen), desc="scoring"))
+    problems = {row["utt"]: row["problem"] for row in found if "problem" in row}
+    if not partly or len(problems) == len(chosen):
+        raise_unscored(problems, len(chosen))
+    chosen = [pair for pair in chosen if pair.utt not in problems]
+    rows = [row for row in found if row["utt"] not in problems]
     if recogniser is not None:
         rows = list(progress(recognise(chosen, rows, recogniser, options), len(chosen), desc="recognising"))
     for row in rows:
@@ -163,6 +191,12 @@ def score_shard(
         if undefined:
             logger.warning("utterance %s: %s undefined, left out of the means", row["utt"], ", ".join(undefined))
     write_csv(target, rows, options.columns)
+    return problems
+
+
+def raise_unscored(problems: Mapping[str, str], total: int) -> None:
+    """Raise UserError where there are utterances that cannot be scored."""
+    raise_problems(f"{len(problems)} of {total} utterances cannot be scored", list(problems.values()))
 
 
 def collect(

@@ -12,7 +12,15 @@ from typing import Callable, Iterator, Optional, Sequence, Tuple, Union
 #: Numbers of the operating system's errors for want of space.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# Of a place that cannot be written to: forbidden, of the wrong kind, with a name that the file system does not take, or
+# on a disk or server that fails.
+_NO_PLACE = tuple(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENAMETOOLONG", "EINVAL"),
+        *("EIO", "ESTALE", "ENODEV", "ENXIO", "EBUSY", "ETXTBSY", "ENOTEMPTY"),
+    )
+)
 _EXIT_INTERRUPTED = 130  # as of a program that SIGINT ended
 
 
@@ -20,7 +28,11 @@ class UserError(ValueError):
     """Bad input. The message names the file, utterance or option and says what to do."""
 
 
-class DiskFull(UserError):
+class NotWritten(UserError):
+    """A file could not be written. What was to be in it is not to blame."""
+
+
+class DiskFull(NotWritten):
     """A file could not be written for want of space."""
 
 
@@ -45,7 +57,7 @@ def disk_full(path: Union[str, "os.PathLike[str]"], reason: Optional[str] = None
 def run_command(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
     """Run a command's ``main``.
 
-    An error of the user, a full disk or a file that may not be used becomes one line and exit code 2, Ctrl-C one line
+    An error of the user, a full disk or a file that cannot be used becomes one line and exit code 2, Ctrl-C one line
     and 130.
     """
     code, message = _outcome(main)
@@ -72,7 +84,7 @@ def _outcome(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Tuple[
     except OSError as error:
         if error.errno in FULL:
             return 2, f"error: {disk_full(error.filename or _output_file() or 'a file', error.strerror)}"
-        if error.errno not in _FORBIDDEN or error.filename is None:
+        if error.filename is None:
             raise
         return 2, f"error: {error.filename}: {error.strerror}; mend that and run the same command again"
 
@@ -87,21 +99,27 @@ def writing(path: Union[str, "os.PathLike[str]"], needed_bytes: int = 0) -> Iter
 
     Raises:
         DiskFull: no space is left, or a quota is used up.
-        UserError: it cannot be written to.
+        NotWritten: it cannot be written to.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (*FULL, *_FORBIDDEN):
+        if error.errno not in (*FULL, *_NO_PLACE):
             raise
         raise cannot_write(path, error, needed_bytes) from None
 
 
 def cannot_write(path: Union[str, "os.PathLike[str]"], error: OSError, needed_bytes: int = 0) -> UserError:
-    """The error of a file that could not be written, for want of space (see :func:`disk_full`) or another reason."""
+    """The error of a file that could not be written.
+
+    It is :class:`NotWritten`, for want of space :class:`DiskFull` (see :func:`disk_full`), and neither of them where
+    the file system does not take the name of this file alone.
+    """
     if error.errno in FULL:
         return disk_full(path, error.strerror, needed_bytes)
-    return UserError(f"cannot write {path}: {error.strerror or error}; mend that and run the same command again")
+    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+        return UserError(f"cannot write {path}: {error.strerror}; give it a shorter or plainer name")
+    return NotWritten(f"cannot write {path}: {error.strerror or error}; mend that and run the same command again")
 
 
 def _output_file() -> Optional[str]:

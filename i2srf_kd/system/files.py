@@ -3,7 +3,7 @@
 import os
 import re
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Union
 
@@ -26,7 +26,7 @@ def atomic_path(path: PathLike, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         DiskFull: there is no space left, or a quota is used up.
-        UserError: the folder or the file cannot be made.
+        NotWritten: the folder or the file cannot be made.
     """
     path = Path(path)
     with writing(path):
@@ -47,13 +47,15 @@ def atomic_path(path: PathLike, durable: bool = False) -> Iterator[Path]:
         needed = temporary.stat().st_size if temporary.exists() else 0
         raise cannot_write(path, error, needed) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a name that is too long, for one
+            temporary.unlink()
 
 
 def temporary_name(path: PathLike) -> Path:
     """A name beside ``path`` that nobody uses, with its suffix."""
     path = Path(path)
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # Cut, so that it is no longer than a name may be; that of the file itself may be that long.
+    return path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
 
 
 def is_temporary(path: PathLike) -> bool:

@@ -110,8 +110,11 @@ def test_truncated_files_are_found(tmp_path):
 @pytest.mark.parametrize(
     "data, riff",
     [
-        *((length, (length + 36) % 2**32) for length in (0x7FFFF000, 0x7FFFFFD8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)),
-        *((0, riff) for riff in (0, 8, 36, 0x7FFFF024, 0xFFFFFFFF)),
+        *(
+            (length, (length + 36) % 2**32)
+            for length in (0x7FFF0000, 0x7FFFF000, 0x7FFFFFD8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+        ),
+        *((0, riff) for riff in (0, 8, 36, 16036, 0x7FFFF024, 0xFFFFFFFF)),
     ],
 )
 def test_wav_of_unknown_length_from_a_pipe_is_read(tmp_path, data, riff):
@@ -123,6 +126,57 @@ def test_wav_of_unknown_length_from_a_pipe_is_read(tmp_path, data, riff):
     path.write_bytes(contents)
     assert probe(path).frames == 8000
     assert np.array_equal(read_audio(path, start=5, frames=100)[0], np.float32(np.rint(tone() * 32768) / 32768)[5:105])
+
+
+def as_flac_from_a_pipe(content: bytearray) -> None:
+    """Without the number of samples, the last 36 bits of eight bytes in the first block."""
+    content[18:26] = (int.from_bytes(content[18:26], "big") >> 36 << 36).to_bytes(8, "big")
+
+
+def as_rf64_from_a_pipe(content: bytearray) -> None:
+    content[20:44] = bytes(24)
+
+
+def as_rifx_from_a_pipe(content: bytearray) -> None:
+    content[40:44] = bytes(4)
+
+
+@pytest.mark.parametrize(
+    "form, damage",
+    [
+        ({"format": "FLAC"}, as_flac_from_a_pipe),
+        ({"format": "RF64"}, as_rf64_from_a_pipe),
+        ({"format": "WAV", "endian": "BIG"}, as_rifx_from_a_pipe),
+    ],
+    ids=["flac", "rf64", "rifx"],
+)
+def test_other_files_of_unknown_length_are_read(tmp_path, form, damage):
+    soundfile.write(tmp_path / "x", tone(), FS, subtype="PCM_16", **form)
+    content = bytearray((tmp_path / "x").read_bytes())
+    damage(content)
+    (tmp_path / "x").write_bytes(content)
+    assert probe(tmp_path / "x").frames == 8000
+    assert np.abs(read_audio(tmp_path / "x")[0] - tone()).max() < 1e-4
+    assert len(read_audio(tmp_path / "x", start=7000, frames=1000)[0]) == 1000
+
+
+@pytest.mark.parametrize("form", ["WAVEX", "RF64", "W64", "AIFF", "AU", "NIST"])
+def test_truncated_files_of_other_forms_are_found(tmp_path, form):
+    soundfile.write(tmp_path / "x", tone(), FS, subtype="PCM_16", format=form)
+    assert len(read_audio(tmp_path / "x")[0]) == 8000
+    content = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(content[:-1000])
+    with pytest.raises(UserError, match="x: truncated, 1[0-9]{3} bytes are missing"):
+        probe(tmp_path / "x")
+
+
+def test_samples_that_the_header_does_not_count_are_told(tmp_path, caplog):
+    write_audio(tmp_path / "x.wav", tone(), FS)
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    content[40:44] = struct.pack("<I", 6000)
+    (tmp_path / "x.wav").write_bytes(content)
+    assert probe(tmp_path / "x.wav").frames == len(read_audio(tmp_path / "x.wav")[0]) == 3000
+    assert caplog.text.count("x.wav: 10000 bytes after the samples are passed over") == 1
 
 
 def test_no_samples_before_other_chunks_are_no_placeholder(tmp_path):

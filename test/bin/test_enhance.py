@@ -132,6 +132,24 @@ def test_what_is_passed_over_in_a_folder_is_named(model, tmp_path, capsys):
     assert f"{folder}: 1 .m4a file(s), which cannot be read" in said.err
 
 
+def test_a_link_into_a_closed_folder_and_a_dead_link_leave_the_others_alone(model, tmp_path, capsys):
+    for name in ("in/a.wav", "closed/b.wav"):
+        write(tmp_path / name)
+    (tmp_path / "in" / "b.wav").symlink_to(tmp_path / "closed" / "b.wav")
+    (tmp_path / "dead.wav").symlink_to("nowhere.wav")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with plain_user():
+            inputs = [tmp_path / name for name in ("in", "dead.wav", "closed/b.wav")]
+            assert run(model, *inputs, out=tmp_path / "out") == 1
+    finally:
+        (tmp_path / "closed").chmod(0o755)
+    said = capsys.readouterr().err
+    assert "in/b.wav: cannot be read (Permission denied)" in said and "dead.wav: a link to nothing" in said
+    assert "closed/b.wav: cannot be read" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav"]
+
+
 def test_equal_names_get_their_folders(tmp_path):
     first, second, third = (write(tmp_path / d / "a.wav") for d in ("one", "two/deep", "three"))
     out = tmp_path / "out"

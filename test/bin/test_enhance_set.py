@@ -151,6 +151,8 @@ def test_long_utterances_are_cut_into_windows(model, data, tmp_path):
 
 def test_nothing_is_scaled_and_clipping_is_counted(model, data, tmp_path, monkeypatch, capsys):
     class Louder:
+        num_mics = 1
+
         def __call__(self, wave, fs, *_):
             return 10 * wave
 
@@ -185,6 +187,21 @@ def test_bad_utterance_is_named_and_the_shard_stays_open(model, data, tmp_path):
     (data / "p2_001.wav.flac").unlink()
     with pytest.raises(UserError, match=r"p2_001: .*cannot be read"):
         run(model, data, tmp_path / "out")
+
+
+def test_bad_utterances_are_named_together_after_the_others_are_done(model, data, tmp_path, enhanced_now, caplog):
+    for utt in ("p1_001", "p2_001"):
+        (data / f"{utt}.wav.flac").write_bytes(b"")
+    soundfile.write(data / "p2_003.wav.flac", np.stack([noise(3000), noise(3000)], 1), 16000)
+    with pytest.raises(UserError, match="2 of 5 utterances cannot be enhanced:\n.*p1_001: .*\n.*p2_001: .*empty"):
+        run(model, data, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "wav").iterdir())) == 3 and not (tmp_path / "out" / "wav.scp").exists()
+    assert "more channels than the model has microphones the first are enhanced: utterance p2_003" in caplog.text
+    for utt in ("p1_001", "p2_001"):
+        soundfile.write(data / f"{utt}.wav.flac", noise(3000), 16000)
+    enhanced_now.clear()
+    assert run(model, data, tmp_path / "out") == 0
+    assert enhanced_now == ["p1_001", "p2_001"]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,21 @@ def test_wrong_audio_is_named(data, tmp_path):
         _score(data, tmp_path / "out", *FAST, "--nj", "2")
 
 
+def test_what_cannot_be_scored_is_named_after_the_others_are_scored(data, tmp_path, caplog):
+    (data / "utt0.spk1.wav").write_bytes(b"")
+    soundfile.write(data / "utt3.wav.wav", np.ones(5000), 16000)
+    with pytest.raises(UserError, match="2 of 5 utterances cannot be scored:\n.*utt0.*empty.*\n.*utt3.*has 5000"):
+        _score(data, tmp_path / "out", *FAST)
+    assert [line.split(",")[0] for line in (tmp_path / "out" / "scores.csv").read_text().splitlines()] == [
+        *("utt", "utt1", "utt2", "utt4")
+    ]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["utterances"] == 3
+    for index in range(5):
+        (data / f"utt{index}.spk1.wav").write_bytes(b"")
+    with pytest.raises(UserError, match="no reference can be read"):
+        _score(data, tmp_path / "out")
+
+
 def test_collect_refuses_incomplete_and_foreign_shards(data, tmp_path):
     out = tmp_path / "out"
     _score(data, out, *FAST, "--shard", "1/2")

@@ -411,11 +411,12 @@ def test_segments_are_utterances(recording, tmp_path, audio_format):
         ("u rec 0.5 0.5", "u begins at 0.5 s and ends at 0.5 s"),
         ("u rec 0.5", "expected '<utterance> <recording> <begin> <end>'"),
         ("u rec a b", "expected '<utterance>"),
+        ("", "segments: no utterances"),
         ("u other 0 1", "wav.scp lacks utterance other, recordings of .*segments"),
     ],
 )
 def test_bad_segments_are_named(recording, tmp_path, line, message):
-    (recording / "segments").write_text(line + "\n")
+    (recording / "segments").write_text(line and line + "\n")
     with pytest.raises(UserError, match=message):
         format_data(recording, tmp_path / "out", FormatOptions())
 

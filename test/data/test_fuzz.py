@@ -28,6 +28,7 @@ def sound(container: str, subtype: str) -> bytes:
 
 
 SOUNDS = [sound("WAV", "PCM_16"), sound("WAV", "FLOAT"), sound("WAVEX", "PCM_24"), sound("FLAC", "PCM_16")]
+SOUNDS += [sound(container, "PCM_16") for container in ("RF64", "W64", "AIFF", "AU", "NIST")]
 
 
 def value_or_user_error(function):

@@ -68,13 +68,23 @@ def test_malformed_wav_scp(tmp_path, contents, message):
         DataDir.read(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_tables_of_other_systems_are_read(tmp_path, encoding, line_break):
+    (tmp_path / "x.scp").write_bytes(f"a é.wav{line_break}b c d.wav{line_break}".encode(encoding))
+    assert read_table(tmp_path / "x.scp") == {"a": "é.wav", "b": "c d.wav"}
+
+
 def test_other_bad_folders(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such data folder"):
         DataDir.read(tmp_path / "nowhere")
     with pytest.raises(UserError, match="cannot read .*wav.scp"):
         DataDir.read(tmp_path)
-    (tmp_path / "wav.scp").write_bytes(b"a \xff.wav\n")
-    with pytest.raises(UserError, match="wav.scp: not UTF-8"):
+    (tmp_path / "wav.scp").write_bytes(b"a a.wav\nb caf\xe9.wav\n")
+    with pytest.raises(UserError, match="wav.scp: not UTF-8 .*in line 2.* rename files"):
+        DataDir.read(tmp_path)
+    (tmp_path / "wav.scp").write_bytes("a a.wav\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match="wav.scp: not UTF-8 text but UTF-16"):
         DataDir.read(tmp_path)
     make_data().write(tmp_path)
     (tmp_path / "spk2utt").write_text("p0 p0_000\n")

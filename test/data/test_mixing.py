@@ -227,6 +227,20 @@ def test_sources_may_be_folders_tables_archives_and_files(corpus, tmp_path):
     assert len(source(corpus, noise=[str(table), str(files[2])]).noises) == 3
 
 
+def test_sources_in_linked_folders_are_found_and_what_is_passed_over_is_told(corpus, tmp_path, caplog):
+    folder, _ = corpus
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(folder / "noise")
+    (tmp_path / "in" / "gone.wav").symlink_to("nowhere")
+    for name in ("n.m4a", ".hidden.wav"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    for suffix in (".wav", ".flac"):
+        (tmp_path / "in" / "same").with_suffix(suffix).write_bytes(b"")
+    found = find_audio([str(tmp_path / "in")], "x")
+    assert list(found) == [*(f"linked/deep/down/n{i}" for i in range(3)), "same", "same.wav"]
+    assert "gone.wav: a link to nothing" in caplog.text and "1 .m4a file(s), which cannot be read" in caplog.text
+
+
 def test_fingerprint_notices_other_audio_and_not_another_place(corpus, tmp_path):
     def fingerprint(folder):
         return MixingOptions.from_section({"noise": [str(folder)]}).fingerprint()

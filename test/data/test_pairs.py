@@ -1,5 +1,6 @@
 """Matching mixtures and references by name."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -12,11 +13,11 @@ from i2srf_kd.system.errors import UserError
 
 def write(path, n_samples=100, fs=16000):
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(n_samples), fs)
+    soundfile.write(os.fsencode(path), np.zeros(n_samples), fs, format="WAV")
 
 
 def test_pairs_and_lonely_files(tmp_path):
-    for name in ("a", "b ü"):
+    for name in ("a", "b_ü"):
         write(tmp_path / "noisy" / f"{name}.wav")
         write(tmp_path / "clean" / f"{name}.wav")
     (tmp_path / "noisy" / "c.WAV").write_bytes((tmp_path / "noisy" / "a.wav").read_bytes())
@@ -24,10 +25,30 @@ def test_pairs_and_lonely_files(tmp_path):
     (tmp_path / "noisy" / "._a.wav").write_bytes(b"hidden")
     (tmp_path / "noisy" / "readme.txt").write_text("text")
     pairs, problems = find_pairs(tmp_path / "noisy", tmp_path / "clean")
-    assert list(pairs) == ["a", "b ü"] and pairs["a"].clean == tmp_path / "clean" / "a.wav"
+    assert list(pairs) == ["a", "b_ü"] and pairs["a"].clean == tmp_path / "clean" / "a.wav"
     assert len(problems) == 2
     assert "c.WAV: no clean counterpart" in problems[0] and "d.wav: no noisy counterpart" in problems[1]
     assert check_pairs(pairs) == []
+
+
+def test_files_in_subfolders_are_found_and_what_is_passed_over_is_described(tmp_path):
+    for folder in ("noisy", "clean"):
+        write(tmp_path / folder / "p1" / "a.wav")
+        write(tmp_path / folder / "b c.wav")
+        write(tmp_path / folder / os.fsdecode(b"caf\xe9.wav"))
+        write(tmp_path / folder / "e.wav")
+    (tmp_path / "noisy" / "f.flac").write_bytes(b"")
+    (tmp_path / "clean" / "e.wav").unlink()
+    (tmp_path / "clean" / "e.wav").symlink_to("nowhere.wav")
+    pairs, problems = find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    assert pairs["a"].noisy == tmp_path / "noisy" / "p1" / "a.wav" and "e" not in pairs
+    assert [problem[len(str(tmp_path)) + 1 :] for problem in problems] == [
+        "noisy: 1 .flac file(s), which are passed over: convert them",
+        "clean/e.wav: a link to nothing",
+        "noisy/b c.wav: cannot be an id: it is empty or holds white space",
+        "noisy/caf\udce9.wav: cannot be an id: not UTF-8; rename the file",
+        f"noisy/e.wav: no clean counterpart in {tmp_path / 'clean'}",
+    ]
 
 
 def test_every_bad_pair_is_described(tmp_path):

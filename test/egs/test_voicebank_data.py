@@ -143,6 +143,17 @@ def test_a_corpus_some_folders_down_is_found(recipe, corpus, tmp_path):
     assert len(DataDir.read(tmp_path / "data" / "train")) == 2
 
 
+def test_names_in_other_letters_and_a_folder_for_each_speaker_are_found(recipe, corpus, tmp_path):
+    for folder in [path for path in corpus.iterdir() if path.is_dir()]:
+        for file in list(folder.glob("*.wav")):
+            speaker = folder / file.name.partition("_")[0]
+            speaker.mkdir(exist_ok=True)
+            file.rename(speaker / file.name)
+        folder.rename(folder.with_name(folder.name.upper()))
+    prepare(recipe, tmp_path, "--corpus_dir", corpus)
+    assert len(DataDir.read(tmp_path / "data" / "train")) == 2
+
+
 def test_archives_with_another_folder_inside_are_read(recipe, corpus, tmp_path):
     for name in FOLDERS:
         (tmp_path / "zips").mkdir(exist_ok=True)
@@ -153,7 +164,7 @@ def test_archives_with_another_folder_inside_are_read(recipe, corpus, tmp_path):
     assert len(DataDir.read(tmp_path / "data" / "train")) == 2
     with zipfile.ZipFile(tmp_path / "zips" / f"{FOLDERS[0]}.zip", "w") as file:
         file.writestr("readme.txt", "moved")
-    with pytest.raises(UserError, match="expected one folder of .wav files, there are no .wav files, but readme.txt"):
+    with pytest.raises(UserError, match="expected .wav files, there are none, but readme.txt"):
         prepare(recipe, tmp_path, "--corpus_dir", tmp_path / "zips", "--unpack_dir", tmp_path / "again")
 
 

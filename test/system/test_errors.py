@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from i2srf_kd.system import errors
-from i2srf_kd.system.errors import FULL, DiskFull, UserError, disk_full, writing
+from i2srf_kd.system.errors import FULL, DiskFull, NotWritten, UserError, disk_full, writing
+from i2srf_kd.system.files import write_text
 
 
 class Held:
@@ -47,3 +48,24 @@ def test_a_folder_that_may_not_be_written_to_is_named_and_other_errors_pass(tmp_
     with pytest.raises(FileNotFoundError):
         with writing(tmp_path):
             raise FileNotFoundError(errno.ENOENT, "nothing there")
+
+
+def test_places_that_cannot_be_written_to_are_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for place, reason in (("folder", "Is a directory"), ("gone/x", "File exists"), ("loop/x", "symbolic links")):
+        with pytest.raises(NotWritten, match=f"cannot write {tmp_path / place}: .*{reason}"):
+            write_text(tmp_path / place, "x")
+    write_text(tmp_path / ("u" * 250), "as long as a name may be")
+    with pytest.raises(UserError, match="File name too long; give it a shorter") as error:
+        write_text(tmp_path / ("u" * 260), "x")
+    assert not isinstance(error.value, NotWritten)  # others may have names that are taken
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_a_file_that_cannot_be_used_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        errors.run_command(lambda _: open("/proc/self/nothing.txt") and 0)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /proc/self/nothing.txt: No such file or directory; mend that")

@@ -19,13 +19,13 @@ import i2srf_kd.bin  # noqa: F401  (Ctrl-C is quiet from here on)
 from i2srf_kd.corpora.archive import DownloadError, download, unzip, verify
 from i2srf_kd.corpora.preparation import (
     DEPTH,
-    audio_folder,
     get_preparation_parser,
     holds_audio,
     listing,
     parse_preparation,
     search,
     split_speakers,
+    unpacked_audio,
     write_sets,
 )
 from i2srf_kd.data.kaldi_dir import DataDir, raise_problems, read_lines
@@ -76,15 +76,15 @@ def find_audio(args: argparse.Namespace) -> Dict[str, Path]:
         for archive in AUDIO_ARCHIVES:
             if not (unpack_dir / archive.name).exists():
                 _download(archive, args)
-        return {a.name: audio_folder(unzip(_download_path(a, args), unpack_dir / a.name)) for a in AUDIO_ARCHIVES}
+        return {a.name: unpacked_audio(_download_path(a, args), unpack_dir / a.name) for a in AUDIO_ARCHIVES}
     folders = {a.name: search(args.corpus_dir, a.name, holds_audio) for a in AUDIO_ARCHIVES}
     zips = {a.name: search(args.corpus_dir, f"{a.name}.zip", Path.is_file) for a in AUDIO_ARCHIVES}
     missing = [a.name for a in AUDIO_ARCHIVES if not folders[a.name] and not zips[a.name]]
     if missing:
         raise UserError(
             f"--corpus_dir {args.corpus_dir}: neither a folder with .wav files nor a zip archive of "
-            f"{', '.join(missing)} there or up to {DEPTH} folders down, where there are {listing(args.corpus_dir)}; "
-            "leave --corpus_dir out to download the corpus"
+            f"{', '.join(missing)} there or up to {DEPTH} folders down, where this is: {listing(args.corpus_dir)}; "
+            "unpack other archives first, or leave --corpus_dir out to download the corpus"
         )
     found = {}
     for archive in AUDIO_ARCHIVES:
@@ -99,7 +99,7 @@ def _unpack(archive: Archive, zip_file: Path, unpack_dir: Path, check_md5: bool)
     folder = unpack_dir / archive.name
     if check_md5 and not folder.exists():
         verify(zip_file, archive.md5)
-    return audio_folder(unzip(zip_file, folder))
+    return unpacked_audio(zip_file, folder)
 
 
 def _download_path(archive: Archive, args: argparse.Namespace) -> Path:
