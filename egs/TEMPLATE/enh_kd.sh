@@ -542,6 +542,20 @@ stage_job_options() {
     done
 }
 
+# What later stages would refuse is refused before the trainings of days.
+check_later_stages() {
+    if ((stage < 5 && stop_stage >= 5)); then
+        need_file --student_config "${student_config}"
+        [[ "${distill_config}" == none ]] || need_file --distill_config "${distill_config}"
+    fi
+    ((stage < 6 && stop_stage >= 6)) || return 0
+    [[ -z "${inference_args}" ]] ||
+        "${python}" -m i2srf_kd.bin.enhance_set - - - "${inference_options[@]}" --check_only ||
+        fail "--inference_args ${inference_args}: stage 6 would end with this"
+    [[ -z "${score_args}" ]] || "${python}" -m i2srf_kd.bin.score - - - "${score_options[@]}" --check_only "${fs}" ||
+        fail "--score_args ${score_args}: stage 6 would end with this"
+}
+
 running_stage=""
 say_what_failed() {
     local status=$?
@@ -559,7 +573,9 @@ main() {
     if [[ "${status}" == true ]]; then
         show_status
         exit
-    elif [[ "${submit}" == true ]]; then
+    fi
+    check_later_stages
+    if [[ "${submit}" == true ]]; then
         submit_stages
         exit
     fi

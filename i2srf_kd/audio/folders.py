@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Callable, Collection, Iterator, List, Set, Tuple
@@ -11,7 +12,10 @@ from i2srf_kd.system.files import PathLike
 Report = Callable[[str], None]  # is told what is passed over
 # Recordings that libsndfile does not read, and those that it does.
 _UNREADABLE = frozenset(
-    ".m4a .m4b .mp4 .aac .wma .webm .weba .amr .3gp .ape .mka .mkv .mov .dsf .ac3 .dts .wv .mpc .spx .tta .shn".split()
+    (
+        ".m4a .m4b .mp4 .aac .wma .webm .weba .amr .3gp .ape .mka .mkv .mov .dsf .ac3 .dts .wv .mpc .spx .tta .shn "
+        ".raw .pcm"
+    ).split()
 )
 _READABLE = frozenset(".wav .flac .ogg .oga .opus .mp3 .aiff .aif .au .snd .caf .w64 .rf64 .sph".split())
 _DEPTH = 32  # of folders
@@ -19,14 +23,14 @@ ABSENT = "no such file or folder"
 
 
 def why_absent(path: Path) -> str:
-    """What keeps a file or folder from being there; empty where it is."""
+    """What keeps a file or folder from being read; empty where it seems to be readable."""
     try:
-        path.stat()
+        mode = path.stat().st_mode
     except OSError as error:
         if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ELOOP):
             return "a link to nothing"
         return f"cannot be read ({error.strerror})" if error.errno != errno.ENOENT else ABSENT
-    return ""
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
 
 
 def is_hidden(name: str) -> bool:

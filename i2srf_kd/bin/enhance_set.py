@@ -42,6 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_window_seconds", type=float, default=30.0, help="longer utterances are cut into windows (default: 30)"
     )
+    parser.add_argument("--check_only", action="store_true", help="check the options and end")
     parser.add_argument("--overwrite", action="store_true", help="enhance again what was enhanced before")
     parser.add_argument("--num_threads", type=int, default=1, help="CPU threads of each process (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -62,6 +63,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if not args.max_window_seconds > 0:
         raise UserError(f"--max_window_seconds {args.max_window_seconds}: must be positive")
     shard = parse_shard(args.shard) if args.shard else (1, 1)
+    if args.check_only:
+        return 0
     table = read_mixtures(args.data_dir)
     options = Options(args.model, args.model_file, args.device, args.max_window_seconds, args.num_threads, args.runtime)
 

@@ -26,7 +26,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from i2srf_kd.data.kaldi_dir import parse_shard
 from i2srf_kd.metrics import asr
-from i2srf_kd.metrics.table import SCORES, default_metrics
+from i2srf_kd.metrics.table import SCORES, check_metrics, default_metrics
 from i2srf_kd.results.scoring import ScoreOptions, asr_record, collect, raise_unscored, rate_of, read_pairs, score_shard
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
@@ -65,6 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="wav2vec 2.0 recogniser in a folder or on the hub, to add WER and the challenge's score; the challenge's "
         f"own is {asr.CHALLENGE_MODEL}",
     )
+    parser.add_argument("--check_only", metavar="HZ", type=int, help="check the options for audio of this rate and end")
     parser.add_argument("--asr_batch_size", type=int, default=8, help="waveforms at a time (default: 8)")
     return parser
 
@@ -100,11 +101,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         raise UserError(f"--ref_channel {args.ref_channel}: channels are counted from 0")
     if args.shard and args.collect:
         raise UserError("--shard and --collect are two separate calls: first all shards, then --collect")
-    pairs = read_pairs(args.ref_data_dir, args.enhanced_scp)
-    metrics = tuple(args.metrics or default_metrics(rate_of(pairs)))
+    pairs = [] if args.check_only else read_pairs(args.ref_data_dir, args.enhanced_scp)
+    metrics = tuple(args.metrics or default_metrics(args.check_only or rate_of(pairs)))
+    check_metrics(metrics, args.check_only or rate_of(pairs))
     record = asr_record(args.asr_model, metrics)
     options = ScoreOptions(metrics, args.ref_channel, args.dnsmos_model, record.get("asr_model"))
     problems: Dict[str, str] = {}
+    if args.dnsmos_model and not Path(args.dnsmos_model).is_file():
+        raise UserError(f"--dnsmos_model {args.dnsmos_model}: no such file")
+    if args.check_only:
+        return 0
     if not args.collect:
         recogniser = asr.Recogniser(options.asr_model, batch_size=args.asr_batch_size) if options.asr_model else None
         # One thread per process: the measures are small and the processes share the cores.

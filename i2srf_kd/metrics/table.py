@@ -10,6 +10,7 @@ import numpy as np
 
 from i2srf_kd.metrics import composite, perceptual, signal
 from i2srf_kd.metrics.perceptual import NARROW_BAND, WIDE_BAND
+from i2srf_kd.system.errors import UserError
 
 
 class Pair:
@@ -121,6 +122,14 @@ def default_metrics(fs: int) -> Tuple[str, ...]:
     """All scores of audio of a sampling rate in Hz; NB-PESQ only where there is no WB-PESQ, below 16000."""
     names = [name for name in SCORES if (METRICS[name].rate or fs) <= fs]
     return tuple(name for name in names if name != "pesq_nb" or "pesq_wb" not in names)
+
+
+def check_metrics(names: Iterable[str], fs: int) -> None:
+    """Raise UserError where scores do not exist for audio of a sampling rate in Hz."""
+    absent = [name for name in names if (METRICS[name].rate or fs) > fs]
+    if absent:
+        there = ", ".join(name for name in SCORES if (METRICS[name].rate or fs) <= fs)
+        raise UserError(f"--metrics {' '.join(absent)}: not defined for audio at {fs} Hz, which has {there}")
 
 
 def in_training(fs: int) -> Dict[str, str]:

@@ -32,7 +32,7 @@ def read_csv(path: PathLike) -> List[Dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; score the system first (python -m i2srf_kd.bin.score)")
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # a table program may have marked it
         try:
             return [
                 {name: value if name == "utt" else float(value) for name, value in row.items()}

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import os
 import shutil
 import sys
@@ -71,6 +72,8 @@ def run_command(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Non
 
 def _outcome(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> Tuple[int, str]:
     """Exit code of a command, and what it is to say at its end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, for names that are not UTF-8
     try:
         code = main(None) or 0
         sys.stdout.flush()

@@ -166,6 +166,15 @@ def test_collect_refuses_incomplete_and_foreign_shards(data, tmp_path):
         _score(data, out, *FAST, "--collect", "2")
 
 
+def test_options_can_be_checked_for_a_rate_before_there_is_audio(capsys):
+    words = ["-", "-", "-", "--metrics", "pesq_wb", "stoi", "--check_only"]
+    assert main([*words, "16000"]) == 0
+    with pytest.raises(UserError, match="--metrics pesq_wb: not defined for audio at 8000 Hz, which has pesq_nb, ssnr"):
+        main([*words, "8000"])
+    with pytest.raises(SystemExit):
+        main(["-", "-", "-", "--check_only", "16000", "--nope"])
+
+
 def test_failed_shard_leaves_no_old_one(data, tmp_path):
     _score(data, tmp_path / "out", *FAST, "--shard", "1/1")
     soundfile.write(data / "utt1.wav.wav", np.ones(5000), 16000)

@@ -403,7 +403,8 @@ def test_extra_options_reach_their_commands(recipe):
     assert teacher[-4:] == ["--max_epoch", "3", "--patience", "1"]
     assert baseline[-4:] == student[-4:] == ["--max_epoch", "3", "--keep", "2"]
     assert "--distill_config" not in baseline
-    enhanced = next(a for n, a, _ in calls if n == "enhance_set")
+    checked, enhanced, *_ = [a for n, a, _ in calls if n == "enhance_set"]
+    assert checked == ["-", "-", "-", "--segment", "4", "--check_only"]
     assert enhanced[3:7] == ["--segment", "4", "--model_file", "exp/teacher/5epoch.pth"]
     assert option(next(a for n, a, _ in calls if n == "results"), "--title") == "A title"
 
@@ -483,12 +484,23 @@ def test_data_formatted_again_makes_models_out_of_date(finished):
         (["--nj", "0"], "--nj"),
         (["--student_tag", "teacher"], "must differ"),
         (["--dumpdir", "a,b"], "commas"),
+        (["--student_config", "nowhere.yaml"], "--student_config nowhere.yaml: no such file"),
+        (["--distill_config", "nowhere.yaml"], "--distill_config nowhere.yaml: no such file"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(recipe, options, message):
     done = recipe.run(*options, code=2)
     assert message in done.stderr
     assert recipe.calls() == []
+
+
+@pytest.mark.parametrize(
+    "options, failing", [(["--inference_args", "--wrong 1"], "enhance_set"), (["--score_args", "--wrong 1"], "score")]
+)
+def test_options_of_stage_6_are_refused_before_anything_runs(recipe, options, failing):
+    done = recipe.run(*options, code=2, STUB_FAIL=f"{failing}=2")
+    assert f"{' '.join(options)}: stage 6 would end with this" in done.stderr
+    assert recipe.names() == [failing]
 
 
 def test_missing_python(recipe):

@@ -1,7 +1,9 @@
 """How a command ends, and what it says of a disk that cannot be written to."""
 
 import errno
+import io
 import os
+import sys
 import weakref
 from pathlib import Path
 
@@ -62,6 +64,14 @@ def test_places_that_cannot_be_written_to_are_named(tmp_path: Path) -> None:
         write_text(tmp_path / ("u" * 260), "x")
     assert not isinstance(error.value, NotWritten)  # others may have names that are taken
     assert len(os.listdir(tmp_path)) == 4
+
+
+def test_names_that_are_not_utf8_can_be_printed(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(os.dup(1), "w"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as end:
+        errors.run_command(lambda _: print(os.fsdecode(b"caf\xe9")))
+    sys.stdout.flush()
+    assert end.value.code == 0 and capfd.readouterr().out == "caf\\udce9\n"
 
 
 def test_a_file_that_cannot_be_used_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
