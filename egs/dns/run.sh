@@ -25,7 +25,7 @@ fs="$(pipeline_option fs 16000)"
 python="$(pipeline_option python "")"
 note="Validation and test: speakers and noise that are held out of the training."
 [[ -z "${test_dir}" ]] || note="Test: the pairs of --test_dir."
-defaults=(--fs "${fs}" --results_note "${note}")
+recipe_defaults=(--fs "${fs}" --results_note "${note}")
 
 # The DNS Challenge's folders, by any of the names that its years have given them.
 first_folder() {
@@ -42,14 +42,16 @@ if [[ -n "${corpus_dir}" ]]; then
     [[ -n "${speech_dir}" && -n "${noise_dir}" ]] ||
         fail "--corpus_dir ${corpus_dir}: no folders clean and noise in it, in datasets or in datasets_fullband"
 elif [[ "${mini}" == true && -z "${speech_dir}${pairs_dir}" ]]; then
-    speech_dir="${datadir}/sources/speech" noise_dir="${datadir}/sources/noise" speaker_regex="([0-9]+)-"
+    speech_dir="${datadir}/sources/speech" noise_dir="${datadir}/sources/noise"
+    # shellcheck disable=SC2034  # read by its name below
+    speaker_regex="([0-9]+)-"
     corpus_dir="${datadir}/sources"
     if [[ "$(pipeline_option stage 1)" =~ ^0*1$ && "$(pipeline_option status false)$(pipeline_option show_options false)" != *true* ]]; then
         run_pipeline "${pipeline_options[@]}" --show_options true >/dev/null # wrong options are refused before any work
         enter_python
         run "${python}" -m i2srf_kd.bin.mini_corpus "${datadir}/sources" --layout sources --fs "${fs}"
     fi
-    defaults+=(--results_title "Mini corpus (synthetic; the figures say nothing about real speech)")
+    recipe_defaults+=(--results_title "Mini corpus (synthetic; the figures say nothing about real speech)")
 fi
 
 local_data_opts="--fs ${fs}"
@@ -64,14 +66,14 @@ done
 if [[ "${fs}" != 16000 ]]; then # windows of 32 ms every 16 ms and chunks of 2 s, at any rate
     ((fs % 1000 == 0)) || fail "--fs ${fs}: must be a multiple of 1000 Hz, for windows of whole samples"
     for part in encoder decoder; do
-        train_args+=" --${part}_conf n_fft=$((fs / 1000 * 32)) --${part}_conf hop_length=$((fs / 1000 * 16))"
+        train_args+=" --${part}_conf n_fft=$((fs * 32 / 1000)) --${part}_conf hop_length=$((fs * 16 / 1000))"
     done
     train_args+=" --chunk_length $((2 * fs))"
-    [[ "${mini}" == false ]] || defaults+=(--teacher_config conf/mini/train_teacher_from_nothing.yaml)
+    [[ "${mini}" == false ]] || recipe_defaults+=(--teacher_config conf/mini/train_teacher_from_nothing.yaml)
 fi
 
 run_pipeline \
-    "${defaults[@]}" \
+    "${recipe_defaults[@]}" \
     "${pipeline_options[@]}" \
     --corpus_dir "${corpus_dir:-${speech_dir:-${pairs_dir}}}" \
     --datadir "${datadir}" \

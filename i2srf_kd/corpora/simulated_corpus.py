@@ -238,6 +238,6 @@ def _cut_noise(path: Path, n_samples: int, fs: int, random: np.random.Generator)
     stretch = np.resize(np.roll(wave, -place), n_samples)
     if not np.any(stretch):
         sounding = np.flatnonzero(wave)
-        place = sounding[np.searchsorted(sounding, place) % len(sounding)]
+        place = int(sounding[int(np.searchsorted(sounding, place)) % len(sounding)])
         stretch = np.resize(np.roll(wave, -place), n_samples)
     return stretch.astype(np.float64)

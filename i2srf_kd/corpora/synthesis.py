@@ -252,7 +252,7 @@ class _Generator:
     ) -> Iterator[_Utterance]:
         """Utterances of one part of the corpus; noises and SNRs are spread evenly over it, in random order."""
         counts = _spread(len(sentences), len(speakers))
-        ends = np.cumsum(counts)
+        ends: List[int] = np.cumsum(counts).tolist()
         texts = [list(sentences[end - count : end]) for count, end in zip(counts, ends, strict=True)]
         spoken = speak_as(speakers, texts, self.options.fs, self.options.seed)
         random = self.random(2, part)

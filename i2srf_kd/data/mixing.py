@@ -361,7 +361,7 @@ def reverberated(dry: np.ndarray, response: np.ndarray, early: int) -> Tuple[np.
     Returns:
         Both ``(samples,)``.
     """
-    direct = int(np.abs(response).argmax())
+    direct = int(np.argmax(np.abs(response)))
     response = response[direct:] / response[direct]
     return tuple(  # type: ignore[return-value]
         scipy.signal.fftconvolve(dry, part)[: len(dry)].astype(np.float32) for part in (response, response[:early])
