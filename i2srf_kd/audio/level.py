@@ -4,6 +4,8 @@ from typing import Optional
 
 import numpy as np
 
+from i2srf_kd.system.errors import UserError
+
 FRAME_SECONDS = 0.02
 ACTIVE_RANGE_DB = 40.0
 INAUDIBLE = 1e-8  # mean power: 80 dB below full scale
@@ -63,3 +65,22 @@ def noise_gain(speech: np.ndarray, noise: np.ndarray, snr_db: float, fs: int) ->
     if min(speech_power, noise_power) <= INAUDIBLE:
         return None
     return float(np.sqrt(speech_power / noise_power) * 10 ** (-snr_db / 20))
+
+
+def kept_share(strength: float, max_attenuation_db: Optional[float] = None) -> float:
+    """Which share of the mixture stays in what is enhanced.
+
+    Args:
+        strength: 1 for the model's output, 0 for the mixture.
+        max_attenuation_db: where the model leaves nothing, so many decibels are left out at most; None: no limit.
+
+    Raises:
+        UserError: one is out of range.
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength {strength:g}: must be from 0, the mixture, to 1, the model's output")
+    if max_attenuation_db is None:
+        return 1 - strength
+    if not max_attenuation_db >= 0:
+        raise UserError(f"max_attenuation_db {max_attenuation_db:g}: must be 0 or more")
+    return max(1 - strength, 10 ** (-max_attenuation_db / 20))

@@ -30,12 +30,14 @@ class SpectralStream:
         hop_length: hop in samples, at most half of it.
         num_mics: channels that a stream consists of.
         streams: streams that are enhanced side by side, each on its own.
+        ref_channel: the channel whose speech is estimated.
 
     Attributes:
+        kept: share of the mixture in the output, 0 to 1, at the same time and phase; 0 unless it is set.
         latency: samples of input, beginning with the one that an output sample belongs to, that can be needed for it.
     """
 
-    def __init__(self, fs: int, n_fft: int, hop_length: int, num_mics: int = 1, streams: int = 1):
+    def __init__(self, fs: int, n_fft: int, hop_length: int, num_mics: int = 1, streams: int = 1, ref_channel: int = 0):
         if not 0 < hop_length <= n_fft // 2:
             raise ValueError(f"hop_length {hop_length} must be between 1 and n_fft / 2 = {n_fft // 2}")
         if streams < 1:
@@ -43,6 +45,8 @@ class SpectralStream:
         self.fs, self.n_fft, self.hop_length = fs, n_fft, hop_length
         self.num_mics, self.streams, self.channels = num_mics, streams, num_mics * streams
         self.latency = n_fft
+        self.kept = 0.0
+        self._reference = slice(2 * ref_channel, 2 * ref_channel + 2)
         self._half = n_fft // 2
         self._window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
         self._window_power = self._window**2
@@ -140,7 +144,10 @@ class SpectralStream:
 
     def _process(self) -> np.ndarray:
         count = (self._filled - 1 - self.n_fft) // self.hop_length + 1
-        enhanced = self.step(self._analyse(count))
+        planes = self._analyse(count)
+        enhanced = self.step(planes)
+        if self.kept:
+            enhanced = enhanced + self.kept * (planes[:, self._reference] - enhanced)
         used = count * self.hop_length
         self._filled -= used
         self._input[:, : self._filled] = self._input[:, used : used + self._filled]

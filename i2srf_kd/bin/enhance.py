@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from i2srf_kd import models
+from i2srf_kd.audio.level import kept_share
 from i2srf_kd.audio.pcm import PCM_FORMATS
 from i2srf_kd.export.runtimes import RUNTIMES
 from i2srf_kd.inference.files import (
@@ -68,6 +69,12 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         default=OVERLAP_SECONDS,
         help=f"cross-fade between windows (default: {OVERLAP_SECONDS:g})",
+    )
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="1: as the model has it; 0: the recording; between them: both"
+    )
+    parser.add_argument(
+        "--max_attenuation_db", type=float, metavar="DB", help="leave out no more than this (default: no limit)"
     )
     parser.add_argument(
         "--keep_channels",
@@ -130,9 +137,10 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _method(args: argparse.Namespace) -> Method:
     common = (args.model, args.runtime, args.device, args.model_file, args.num_threads)
+    kept = kept_share(args.strength, args.max_attenuation_db)
     if args.stream:
-        return Streams(stream_opener(*common))
-    return load_windows(*common, args.window_seconds, args.overlap_seconds)
+        return Streams(stream_opener(*common), kept)
+    return load_windows(*common, args.window_seconds, args.overlap_seconds, kept)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -92,6 +92,7 @@ class ESPnetWindowEnhancer(nn.Module):
     Attributes:
         fs: sampling rate in Hz it was trained at.
         num_mics: microphones it expects.
+        ref_channel: the one whose speech it estimates.
     """
 
     def __init__(self, model: ESPnetEnhancementModel, fs: int):
@@ -99,6 +100,7 @@ class ESPnetWindowEnhancer(nn.Module):
         self.model = model
         self.fs = fs
         self.num_mics = microphones(model.separator)
+        self.ref_channel = getattr(model, "ref_channel", None) or 0
 
     def enhance_window(self, speech: Tensor) -> Tensor:
         """Enhance ``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""

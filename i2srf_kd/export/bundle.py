@@ -146,6 +146,7 @@ def _metadata(network: DPDCRN, config: Dict[str, Any]) -> Dict[str, Any]:
     return {
         "fs": config["fs"],
         "num_mics": network.input_channels // 2,
+        "ref_channel": network.ref_channel,
         "n_fft": config["network"]["n_fft"],
         "hop_length": config["hop_length"],
         "normalize_variance": config["normalize_variance"],

@@ -135,7 +135,7 @@ class OnnxStreamingEnhancer(SpectralStream):
             fs, n_fft, hop, num_mics = (int(metadata[name]) for name in ("fs", "n_fft", "hop_length", "num_mics"))
         except KeyError as error:
             raise UserError(f"{path}: lacks the entry {error} in its metadata; export the model again") from None
-        super().__init__(fs, n_fft, hop, num_mics, streams)
+        super().__init__(fs, n_fft, hop, num_mics, streams, int(metadata.get("ref_channel", 0)))
 
     def forget(self) -> None:
         """Go back to a state in which nothing has been heard."""

@@ -37,6 +37,7 @@ class Enhancer(nn.Module):
     Attributes:
         fs: sampling rate of the model in Hz. What lies above half of it is removed from recordings of higher rates.
         num_mics: channels that a recording must have at least.
+        kept: share of the mixture in the output, at the same time and phase (:func:`i2srf_kd.audio.level.kept_share`).
     """
 
     def __init__(self, model: WindowModel):
@@ -44,6 +45,7 @@ class Enhancer(nn.Module):
         self.model = model
         self.fs = model.fs
         self.num_mics = model.num_mics
+        self.kept = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +75,10 @@ class Enhancer(nn.Module):
         """
         if not isinstance(self.model, WaveformDPDCRN):
             raise UserError("the model is no DPDCRN: only a causal DPDCRN can run on a stream")
-        if self.model.onnx_stream is not None and self.device.type == "cpu":
-            return self.model.onnx_stream(streams)
-        return StreamingEnhancer(self.model, streams)
+        in_onnx = self.model.onnx_stream if self.device.type == "cpu" else None
+        stream = in_onnx(streams) if in_onnx is not None else StreamingEnhancer(self.model, streams)
+        stream.kept = self.kept
+        return stream
 
     @torch.no_grad()
     def enhance_array(self, wave: np.ndarray, fs: int) -> np.ndarray:
@@ -91,7 +94,11 @@ class Enhancer(nn.Module):
         speech = torch.from_numpy(np.ascontiguousarray(resample(wave, fs, self.fs)))
         enhanced = self.enhance_window(speech.to(self.device).unsqueeze(0))[0].cpu().numpy()
         # Up and down again gives as many samples or a few more, all of them at the end.
-        return resample(enhanced, self.fs, fs)[: len(wave)]
+        enhanced = resample(enhanced, self.fs, fs)[: len(wave)]
+        if self.kept:
+            mixture = wave if wave.ndim == 1 else wave[:, self.model.ref_channel]
+            enhanced = enhanced + self.kept * (mixture.astype(np.float32, copy=False) - enhanced)
+        return enhanced
 
     @torch.no_grad()
     def forward(

@@ -132,10 +132,12 @@ class Streams:
 
     Args:
         open_stream: gives a stream for so many recordings side by side.
+        kept: share of the mixture in the output.
     """
 
-    def __init__(self, open_stream: Callable[[int], "SpectralStream"]):
+    def __init__(self, open_stream: Callable[[int], "SpectralStream"], kept: float = 0.0):
         self._open = lru_cache(maxsize=1)(open_stream)
+        self._kept = kept
         self.num_mics = self._open(1).num_mics
         self.fs = self._open(1).fs
 
@@ -153,6 +155,7 @@ class Streams:
         for block in blocks:
             if stream is None:
                 stream = self._open(block.shape[1] if self.num_mics == 1 else 1)
+                stream.kept = self._kept
                 stream.reset()
             yield self._columns(stream(block[:, : stream.channels]))
         if stream is not None:
@@ -174,6 +177,7 @@ def load_windows(
     num_threads: Optional[int],
     window_seconds: float,
     overlap_seconds: float,
+    kept: float = 0.0,
 ) -> Windows:
     """A model that enhances in windows; its arguments are those of :func:`stream_opener`, times are in seconds.
 
@@ -187,7 +191,9 @@ def load_windows(
 
     if num_threads:
         torch.set_num_threads(num_threads)
-    return Windows(load_enhancer(model, device, weights, runtime), window_seconds, overlap_seconds)
+    enhancer = load_enhancer(model, device, weights, runtime)
+    enhancer.kept = kept
+    return Windows(enhancer, window_seconds, overlap_seconds)
 
 
 def enhance_file(method: Method, job: Job, options: Options) -> Iterator[float]:

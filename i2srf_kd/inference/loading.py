@@ -8,6 +8,7 @@ from typing import Any, Optional
 import torch
 
 from i2srf_kd import models
+from i2srf_kd.audio.level import kept_share
 from i2srf_kd.export.bundle import is_bundle, load_bundle_model
 from i2srf_kd.export.runtimes import WHOLE, onnx_file
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
@@ -35,7 +36,12 @@ def check_device(device: str) -> torch.device:
 
 
 def load_enhancer(
-    path: PathLike = models.DEFAULT, device: str = "cpu", weights: Optional[str] = None, runtime: str = "auto"
+    path: PathLike = models.DEFAULT,
+    device: str = "cpu",
+    weights: Optional[str] = None,
+    runtime: str = "auto",
+    strength: float = 1.0,
+    max_attenuation_db: Optional[float] = None,
 ) -> Enhancer:
     """Load a trained model for use.
 
@@ -48,10 +54,12 @@ def load_enhancer(
         runtime: ``torch``; ``onnx`` or ``int8`` for the files of an exported folder, with as many threads as torch has
             at that time; ``auto``: ``onnx`` on the CPU where the folder has it and onnxruntime is installed, else
             ``torch``.
+        strength, max_attenuation_db: how much of the mixture stays, see :func:`i2srf_kd.audio.level.kept_share`.
 
     Raises:
         UserError: something is absent, damaged or does not fit together.
     """
+    kept = kept_share(strength, max_attenuation_db)
     chosen = check_device(device)
     folder, name = split_model_path(path)
     if is_bundle(folder):
@@ -61,7 +69,9 @@ def load_enhancer(
     else:
         onnx_file(folder, runtime, device, weights or name, WHOLE)  # which an experiment has not
         model = _load_from_experiment(Experiment(folder), weights or name, device)
-    return Enhancer(model).to(chosen).eval()
+    enhancer = Enhancer(model).to(chosen).eval()
+    enhancer.kept = kept
+    return enhancer
 
 
 def _load_from_experiment(experiment: Experiment, weights: Optional[str], device: str) -> Any:

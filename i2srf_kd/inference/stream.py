@@ -30,7 +30,8 @@ class StreamingEnhancer(SpectralStream):
 
     def __init__(self, model: WaveformDPDCRN, streams: int = 1):
         check_can_stream(model.network.causal, model.normalize_variance)
-        super().__init__(model.fs, model.stft.n_fft, model.stft.hop_length, model.num_mics, streams)
+        stft = model.stft
+        super().__init__(model.fs, stft.n_fft, stft.hop_length, model.num_mics, streams, model.ref_channel)
         self._network = StreamingDPDCRN(model.network)
         self._device = next(model.parameters()).device
         self.forget()

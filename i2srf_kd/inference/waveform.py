@@ -20,10 +20,12 @@ class WindowModel(Protocol):
     Attributes:
         fs: sampling rate in Hz.
         num_mics: microphones it uses.
+        ref_channel: the one whose speech it estimates.
     """
 
     fs: int
     num_mics: int
+    ref_channel: int
 
     def enhance_window(self, speech: Tensor) -> Tensor:
         """``(B, samples)`` or ``(B, samples, channels)`` to ``(B, samples)``."""
@@ -53,6 +55,7 @@ class WaveformDPDCRN(nn.Module):
         self.stft = STFT(2 * (network.bins - 1), hop_length)
         self.fs = fs
         self.num_mics = network.input_channels // 2
+        self.ref_channel = network.ref_channel
         self.normalize_variance = normalize_variance
         self.onnx: Optional[OnnxFunction] = None
         self.onnx_stream: Optional[Callable[[int], SpectralStream]] = None
