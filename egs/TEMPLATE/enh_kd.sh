@@ -544,11 +544,17 @@ stage_job_options() {
 
 # What later stages would refuse is refused before the trainings of days.
 check_later_stages() {
+    local set
     if ((stage < 5 && stop_stage >= 5)); then
         need_file --student_config "${student_config}"
         [[ "${distill_config}" == none ]] || need_file --distill_config "${distill_config}"
     fi
     ((stage < 6 && stop_stage >= 6)) || return 0
+    if ((stage > 2)) && [[ -f "${statsdir}/.done" ]]; then # else more is missing
+        for set in "${test_set_names[@]}"; do
+            [[ -f "${rawdir}/.done_${set}" ]] || need_stage 2 "${rawdir}/${set}"
+        done
+    fi
     [[ -z "${inference_args}" ]] ||
         "${python}" -m i2srf_kd.bin.enhance_set - - - "${inference_options[@]}" --check_only ||
         fail "--inference_args ${inference_args}: stage 6 would end with this"

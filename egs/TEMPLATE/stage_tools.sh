@@ -86,7 +86,7 @@ do_step() { run "${python}" -m i2srf_kd.bin.step "${force}" "${step_words[@]}" -
 # parts_of NJ SCP: into how many parts the work is split, no more than there are utterances.
 parts_of() {
     local lines
-    lines="$(wc -l <"$2")"
+    lines="$({ wc -l <"$2"; } 2>/dev/null || echo 1)" # the command names a file that cannot be read
     echo $((lines < 1 ? 1 : lines < $1 ? lines : $1))
 }
 

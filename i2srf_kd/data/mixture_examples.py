@@ -6,9 +6,8 @@ from typing import Any, Iterator, Mapping
 
 from i2srf_kd.audio.io import write_audio
 from i2srf_kd.data.augmentation import MIXTURE
-from i2srf_kd.data.chunk_dataset import ParallelFiles, SeededChunk
+from i2srf_kd.data.chunk_dataset import ParallelFiles, SeededChunk, read_lengths
 from i2srf_kd.data.chunks import training_batches
-from i2srf_kd.data.kaldi_dir import read_table
 from i2srf_kd.data.mixing import REFERENCE, MixedSource, MixingOptions
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import write_text
@@ -36,7 +35,7 @@ def write_examples(config: Mapping[str, Any], data_dir: Path, folder: Path, coun
         raise UserError("the configuration has no section mixing (docs/training.md)")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: name another folder, or remove it")
-    lengths = {utt_id: int(n) for utt_id, n in read_table(data_dir / "utt2num_samples", ordered=False).items()}
+    lengths = read_lengths([str(data_dir / "utt2num_samples")])
     scp_files = {MIXTURE: str(data_dir / "wav.scp"), REFERENCE: str(data_dir / "spk1.scp")}
     options = MixingOptions.from_section(config["mixing"])
     source = MixedSource(ParallelFiles(scp_files, lengths), options, int(config["chunk_length"]))

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Record = Dict[str, Any]
 SCPS = ("spk1.scp", "wav.scp")
+_RECORDED = {"utt", "source", "seconds", "compute_seconds", "samples", "clipped"}
 
 
 class Options(NamedTuple):
@@ -142,12 +143,13 @@ def read_done(out_dir: Path, mark: str) -> Dict[str, Record]:
     """What was enhanced before with the fingerprint ``mark``, by whatever shard, and is still there."""
     done: Dict[str, Record] = {}
     for journal in _journals(out_dir, mark):
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed
                 continue
-            done[record["utt"]] = record
+            if isinstance(record, dict) and _RECORDED <= record.keys():
+                done[record["utt"]] = record
     return {utt: record for utt, record in done.items() if _wav(out_dir, utt).is_file()}
 
 
@@ -228,7 +230,7 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{len(absent)} of {count} shards are not there: {', '.join(absent[:5])}; run them again")
-    shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    shards = [_read_shard(file) for file in files]
     mark = outputs_fingerprint(options)
     other = [str(file) for file, shard in zip(files, shards, strict=True) if shard["fingerprint"] != mark]
     if other:
@@ -257,6 +259,16 @@ def collect(table: Table, options: Options, out_dir: Path, count: int) -> Dict[s
     for scp in SCPS:
         write_table(out_dir / scp, {utt: _wav(out_dir, utt) for utt in names})
     return result
+
+
+def _read_shard(file: Path) -> Dict[str, Any]:
+    try:
+        shard: Dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if all(_RECORDED <= record.keys() for record in shard["records"]) and "fingerprint" in shard:
+            return shard
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{file} is damaged: run that shard again")
 
 
 def _device_name(device: str) -> str:

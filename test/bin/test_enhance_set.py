@@ -189,6 +189,19 @@ def test_bad_utterance_is_named_and_the_shard_stays_open(model, data, tmp_path):
         run(model, data, tmp_path / "out")
 
 
+def test_damaged_records_are_made_again(model, data, tmp_path, enhanced_now):
+    run(model, data, tmp_path / "out")
+    (journal,) = (tmp_path / "out" / "shards").glob("journal.*")
+    journal.write_bytes(b"\xff{" + journal.read_bytes()[1:] + b'\n[1]\n{"utt": "p1_001"}\n')
+    enhanced_now.clear()
+    assert run(model, data, tmp_path / "out") == 0
+    assert enhanced_now == ["p1_001"]
+    for content in (b"{", b"[]", b"\xff", b'{"records": [{}]}'):
+        (tmp_path / "out" / "shards" / "1-of-1.json").write_bytes(content)
+        with pytest.raises(UserError, match="1-of-1.json is damaged: run that shard again"):
+            run(model, data, tmp_path / "out", "--collect", "1")
+
+
 def test_bad_utterances_are_named_together_after_the_others_are_done(model, data, tmp_path, enhanced_now, caplog):
     for utt in ("p1_001", "p2_001"):
         (data / f"{utt}.wav.flac").write_bytes(b"")

@@ -66,3 +66,12 @@ def test_parts_of_the_section_as_a_training_takes_them(data, tmp_path, capsys):
     assert [(row[3], row[5]) for row in rows] == [("noise", "3.0")] * 2
     with pytest.raises(UserError, match="must be NAME=VALUE"):
         run(data, tmp_path, "other", "--mixing", "noise")
+
+
+def test_lengths_that_are_no_numbers_are_named(data, tmp_path):
+    (tmp_path / "train").mkdir()
+    for path in (data / "train").glob("*.scp"):
+        (tmp_path / "train" / path.name).write_text(path.read_text())
+    (tmp_path / "train" / "utt2num_samples").write_text("a eleven\n")
+    with pytest.raises(UserError, match="utt2num_samples: 'eleven' is no length of a"):
+        run(tmp_path, tmp_path, "out")

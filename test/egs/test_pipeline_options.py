@@ -503,6 +503,12 @@ def test_options_of_stage_6_are_refused_before_anything_runs(recipe, options, fa
     assert recipe.names() == [failing]
 
 
+def test_a_test_set_that_is_not_there_is_missed_before_the_trainings(finished):
+    done = finished.run("--mini", "true", "--stage", "4", "--test_sets", "test other", code=2)
+    assert "dump/raw/other is missing or unfinished; run stage 2 first" in done.stderr
+    assert finished.calls() == []
+
+
 def test_missing_python(recipe):
     assert "--python /nowhere" in recipe.run("--python", "/nowhere", code=2).stderr
 
