@@ -230,7 +230,7 @@ def unzip(archive: PathLike, folder: PathLike) -> Path:
         )
     temporary = folder.with_name(f".{folder.name}.unpacking")
     with _open_zip(archive) as zip_file:
-        members = [member for member in zip_file.infolist() if not member.is_dir()]
+        members = [member for member in zip_file.infolist() if not member.filename.endswith("/")]
         _check_members(archive, members)
         total = _check_size(archive, members, folder)
         with writing(folder, total):
@@ -279,7 +279,7 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         raise UserError(f"{archive}: holds no files; delete it and get it anew")
     for member in members:
         name = member.filename.replace("\\", "/")
-        if name.startswith("/") or ":" in name.split("/")[0] or ".." in PurePosixPath(name).parts:
+        if not name or name.startswith("/") or ":" in name.split("/")[0] or ".." in PurePosixPath(name).parts:
             raise UserError(f"{archive}: member {member.filename!r} points outside the archive; do not trust this file")
 
 

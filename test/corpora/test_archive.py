@@ -241,6 +241,18 @@ def test_half_unpacked_folder_is_never_taken_for_complete(tmp_path, monkeypatch)
         unzip(source, tmp_path / "y")
 
 
+def test_a_member_without_a_name_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("q", b"x")
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    entry, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    content[entry + 28], content[end + 12] = 0, content[end + 12] - 1
+    del content[entry + 46]
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match="x.zip: member '' points outside"):
+        unzip(tmp_path / "x.zip", tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["../evil.txt", "x/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:/evil.txt"])
 def test_members_outside_the_archive_are_refused(tmp_path, name):
     source = make_zip(tmp_path / "x.zip", {"a": "fine", name: "evil"})
