@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Dict, Optional, Sequence
 
-from i2srf_kd.data.kaldi_dir import DataDir, Table, read_table
+from i2srf_kd.data.kaldi_dir import DataDir, Table, read_audio_table
 from i2srf_kd.results.listening import write_examples
 from i2srf_kd.system.command_line import command_parser
 from i2srf_kd.system.errors import UserError, run_command
@@ -33,7 +33,7 @@ def read_systems(options: Sequence[str]) -> Dict[str, Table]:
         name, _, path = option.partition("=")
         if not name or not path:
             raise UserError(f"--system {option}: give NAME=SCP")
-        systems[name] = read_table(path)
+        systems[name] = read_audio_table(path)
     return systems
 
 

@@ -10,11 +10,13 @@ import codecs
 import io
 import itertools
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
+from i2srf_kd.audio.ark import file_of
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
 
@@ -58,10 +60,29 @@ def read_audio_table(path: PathLike, ordered: bool = True) -> Table:
         UserError: as :func:`read_table`; or it is empty, has commands (pipes) in place of files, or lies beside a file
             ``segments``, so that it lists recordings.
     """
-    table = read_table(path, ordered)
+    table = beside_table(read_table(path, ordered), path)
     _refuse_segments(Path(path).parent)
     _check_audio_files(str(path), table)
     return table
+
+
+def beside_table(table: Table, path: PathLike) -> Table:
+    """Audio files of a table, where they are now when the table's folder was moved or copied with the audio in it.
+
+    Args:
+        table: as it was read.
+        path: where from.
+    """
+    folder = Path(os.path.abspath(path)).parent
+
+    def moved(value: str) -> str:
+        _, within, name = value.rpartition(f"/{folder.name}/")
+        return str(Path(path).parent / name) if within else value
+
+    first = next(iter(table.values()), "")
+    if os.path.exists(file_of(first)) or not os.path.exists(file_of(moved(first))):
+        return table
+    return {utt_id: moved(value) for utt_id, value in table.items()}
 
 
 def _refuse_segments(folder: Path) -> None:
@@ -234,7 +255,7 @@ class DataDir:
         segments = _read_segments(folder / SEGMENTS) if (folder / SEGMENTS).is_file() else {}
 
         def read_scp(file: Path) -> Table:
-            table = read_table(file)
+            table = beside_table(read_table(file), file)
             absent = sorted({recording for recording, _ in segments.values()} - table.keys())
             if segments and absent:
                 raise UserError(f"{file} lacks {describe(absent)}, recordings of {folder / SEGMENTS}")

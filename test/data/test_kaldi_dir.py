@@ -2,7 +2,15 @@
 
 import pytest
 
-from i2srf_kd.data.kaldi_dir import DataDir, describe, parse_shard, raise_problems, read_table, write_table
+from i2srf_kd.data.kaldi_dir import (
+    DataDir,
+    describe,
+    parse_shard,
+    raise_problems,
+    read_audio_table,
+    read_table,
+    write_table,
+)
 from i2srf_kd.system.errors import UserError
 
 
@@ -73,6 +81,22 @@ def test_malformed_wav_scp(tmp_path, contents, message):
 def test_tables_of_other_systems_are_read(tmp_path, encoding, line_break):
     (tmp_path / "x.scp").write_bytes(f"a é.wav{line_break}b c d.wav{line_break}".encode(encoding))
     assert read_table(tmp_path / "x.scp") == {"a": "é.wav", "b": "c d.wav"}
+
+
+@pytest.mark.parametrize("entry", ["{}.flac", "noisy.1-of-1.ark:{}"])
+def test_audio_that_was_moved_with_its_tables_is_found(tmp_path, entry):
+    (tmp_path / "elsewhere" / "test" / "audio").mkdir(parents=True)
+    for number, name in enumerate("ab"):
+        file = f"audio/{entry.format(number)}"
+        (tmp_path / "elsewhere" / "test" / file.partition(":")[0]).touch()
+        with open(tmp_path / "elsewhere" / "test" / "wav.scp", "a") as table:
+            table.write(f"{name} dump/test/raw/test/{file}\n")
+    scp = tmp_path / "elsewhere" / "test" / "wav.scp"
+    (scp.parent / "spk1.scp").write_text(scp.read_text())
+    here = {name: f"{scp.parent}/audio/{entry.format(number)}" for number, name in enumerate("ab")}
+    assert read_audio_table(scp) == DataDir.read(scp.parent).wav == DataDir.read(scp.parent).spk1 == here
+    (scp.parent / "audio").rename(tmp_path / "lost")
+    assert read_audio_table(scp)["a"] == f"dump/test/raw/test/audio/{entry.format(0)}"  # which is named as missing
 
 
 def test_other_bad_folders(tmp_path):
