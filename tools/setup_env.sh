@@ -155,8 +155,9 @@ contents="$(ls -A -- "${venv}" 2>/dev/null || true)"
 if [[ -n "${contents}" && ! -e "${venv}/.i2srf_lock" && ! -e "${venv}/pyvenv.cfg" ]]; then
     fail "${venv} has files in it and is no Python environment; set I2SRF_VENV to a new folder"
 fi
-mkdir -p -- "${venv}" 2>/dev/null && [[ -w "${venv}" ]] && { : >>"${venv}/.i2srf_lock"; } 2>/dev/null ||
+if ! mkdir -p -- "${venv}" 2>/dev/null || [[ ! -w "${venv}" ]] || ! { : >>"${venv}/.i2srf_lock"; } 2>/dev/null; then
     fail "${venv} cannot be written; set I2SRF_VENV to a folder that can, for example I2SRF_VENV=~/i2srf_kd_venv"
+fi
 # Not ".lock": that one is uv's own.
 exec 9>"${venv}/.i2srf_lock"
 if command -v flock >/dev/null && ! flock --nonblock 9; then
