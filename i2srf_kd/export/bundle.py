@@ -45,7 +45,7 @@ from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, write_text
 from i2srf_kd.system.fingerprints import sha256_of
-from i2srf_kd.training.checkpoint import check_key_coverage, load_weights
+from i2srf_kd.training.checkpoint import check_key_coverage, load_weights, torch_writing
 
 FORMAT, WEIGHTS = EXPORTED, EXPORTED_WEIGHTS
 VERSION = 1
@@ -112,7 +112,7 @@ def export_bundle(
     error = None
     if calibration and not onnx:
         raise UserError("an 8-bit model is an ONNX file: leave out --onnx false, and install onnx and onnxruntime")
-    with _replaced_folder(Path(out_dir)) as temporary:
+    with _replaced_folder(Path(out_dir)) as temporary, torch_writing(Path(out_dir)):
         torch.save(network.state_dict(), temporary / WEIGHTS)
         config["weights_sha256"] = sha256_of(temporary / WEIGHTS)
         write_text(temporary / CONFIG, yaml.safe_dump(config, sort_keys=False))

@@ -18,7 +18,7 @@ from i2srf_kd.inference.experiment import CONFIG, Experiment, for_use
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike, atomic_path
 from i2srf_kd.system.packed import CONFIG_KEY, META, WEIGHTS_KEY, is_packed
-from i2srf_kd.training.checkpoint import load_weights
+from i2srf_kd.training.checkpoint import load_weights, torch_writing
 
 _CARD = """---
 tags: [espnet, audio, audio-to-audio]
@@ -64,7 +64,7 @@ def pack_experiment(
     name = experiment.path.absolute().name
     inside = f"exp/{name}"
     meta = _meta(f"{inside}/{CONFIG}", f"{inside}/{chosen.name}")
-    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with torch_writing(Path(out)), atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(META, yaml.safe_dump(meta))
         archive.writestr("README.md", _card(experiment, name))
         archive.write(experiment.config_file, f"{inside}/{CONFIG}")

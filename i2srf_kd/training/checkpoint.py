@@ -43,13 +43,18 @@ def save_file(state: Any, path: PathLike) -> None:
         UserError: the file cannot be written, such as on a full disk.
     """
     path = Path(path)
-    with _writing(path), atomic_path(path, durable=True) as temporary:
+    with torch_writing(path), atomic_path(path, durable=True) as temporary:
         torch.save(state, temporary)
     _sync_folder(path.parent)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def torch_writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that torch, or anything else, fails to write.
+
+    Raises:
+        UserError: it cannot be written, such as on a full disk.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -111,7 +116,7 @@ def save_training_state(output_dir: PathLike, state: Mapping[str, Any]) -> None:
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     current, previous = output_dir / CHECKPOINT, output_dir / PREVIOUS
-    with _writing(current), atomic_path(current, durable=True) as temporary:
+    with torch_writing(current), atomic_path(current, durable=True) as temporary:
         torch.save(plain(state), temporary)
         if current.exists():
             _keep_as(current, previous)

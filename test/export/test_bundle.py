@@ -16,8 +16,9 @@ from waves import noise
 from i2srf_kd.bin import export
 from i2srf_kd.export import bundle
 from i2srf_kd.export.bundle import export_bundle, is_bundle
+from i2srf_kd.export.packing import pack_experiment
 from i2srf_kd.inference.loading import load_enhancer
-from i2srf_kd.system.errors import UserError
+from i2srf_kd.system.errors import DiskFull, UserError
 from i2srf_kd.system.fingerprints import sha256_of
 
 
@@ -135,6 +136,21 @@ def test_a_failed_export_leaves_the_older_one(experiment, exported, monkeypatch)
         export_bundle(experiment, exported.path, onnx=False)
     assert load_enhancer(exported.path).fs == 16000
     assert [p.name for p in exported.path.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("most", [0, 2000])
+def test_a_full_disk_is_named_and_nothing_is_left(experiment, tmp_path, most):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(DiskFull, match="cannot write .*out: .*free space"):
+            export_bundle(experiment, tmp_path / "out", onnx=False)
+        with pytest.raises(DiskFull, match="cannot write .*out.zip: .*free space"):
+            pack_experiment(experiment, tmp_path / "out.zip")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def _alter_config(folder, **changes):
