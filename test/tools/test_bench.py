@@ -75,10 +75,10 @@ def test_step(tmp_path):
 def test_loader_and_its_reference(tmp_path):
     arguments = "loader --utterances 3 --utterance_seconds 1 --seconds 0.5 --batch 2 --repeats 1".split()
     rows = rows_of(arguments, tmp_path)
-    assert [(row["format"], row["reads"], row["workers"]) for row in rows[:4]] == [
-        ("wav", "segments", 0), ("wav", "segments", 1), ("wav", "segments", 2), ("wav", "whole files", 0)
-    ]  # fmt: skip
-    assert all(row["audio"] > 0 for row in rows) and len(rows) == 10
+    kinds = [("segments", 0), ("segments", 1), ("segments", 2)]
+    kinds += [("mixtures made anew", workers) for workers in (0, 1, 2)] + [("whole files", 0)]
+    assert [(row["format"], row["reads"], row["workers"]) for row in rows[:7]] == [("wav", *kind) for kind in kinds]
+    assert all(row["audio"] > 0 for row in rows) and len(rows) == 16
     opened = {row["format"]: row["opened"] for row in rows if row["opened"] is not None}
     chunks = 8  # of half a second every quarter of one in a second: 3 of each of 3 utterances, in whole batches of 2
     assert opened == {
