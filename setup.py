@@ -31,6 +31,7 @@ setup(
         "reports": ["matplotlib", "jinja2"],
         "mini_corpus": ["espeakng-loader", "pyroomacoustics"],
         "export": ["onnx", "onnxruntime"],
+        "hub": ["huggingface_hub"],
         # Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
         "espnet": [
             "espnet>=202511",

@@ -16,6 +16,16 @@ def names() -> List[str]:
 
 
 def folder_of(model: PathLike) -> Path:
-    """The folder of a model that comes with the package, by its name; anything else, and what exists, as it is."""
+    """The folder of a model that comes with the package, by its name, or of one on the hub (``hf://owner/name``).
+
+    Anything else, and what exists, is returned as it is.
+
+    Raises:
+        UserError: a model of the hub cannot be downloaded.
+    """
+    if str(model).startswith("hf://"):
+        from i2srf_kd.models.hub import download
+
+        return download(str(model))
     path = Path(model)
     return _FOLDER / path if str(model) in names() and not path.exists() else path
