@@ -11,6 +11,11 @@ if match is None:
     raise RuntimeError("no __version__ in i2srf_kd/__init__.py")
 readme = root / "README.md"
 
+TORCH = ["torch>=2.1", "scipy>=1.15"]
+# Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
+ESPNET = ["espnet>=202511", "torchaudio", "torch_complex", "ci_sdr", "fast-bss-eval", "kaldiio"]
+ESPNET += ["tensorboard", "matplotlib"]
+
 setup(
     name="i2srf_kd",
     version=match.group(1),
@@ -23,26 +28,18 @@ setup(
     packages=find_namespace_packages(include=["i2srf_kd", "i2srf_kd.*"]),
     package_data={"i2srf_kd": ["py.typed", "**/*.yaml", "**/*.json", "**/*.md", "**/*.j2", "models/*/*"]},
     entry_points={"console_scripts": ["i2srf = i2srf_kd.bin.__main__:main"]},
-    # Enough to enhance recordings with a trained model.
-    install_requires=["torch>=2.1", "numpy>=1.24", "scipy>=1.15", "soundfile", "soxr", "pyyaml", "tqdm"],
+    # Enough to enhance recordings with a model that comes with the package, or another exported one.
+    install_requires=["numpy>=1.24", "soundfile", "soxr", "pyyaml", "tqdm", "onnxruntime"],
     extras_require={
+        "torch": TORCH,  # any trained model, load_enhancer in Python, streams in PyTorch
+        "train": [*TORCH, *ESPNET, "pesq", "pystoi", "onnx"],
         "metrics": ["pesq", "pystoi"],
         "asr": ["transformers", "editdistance"],
         "reports": ["matplotlib", "jinja2"],
         "mini_corpus": ["espeakng-loader", "pyroomacoustics"],
         "export": ["onnx", "onnxruntime"],
         "hub": ["huggingface_hub"],
-        # Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
-        "espnet": [
-            "espnet>=202511",
-            "torchaudio",
-            "torch_complex",
-            "ci_sdr",
-            "fast-bss-eval",
-            "tensorboard",
-            "matplotlib",
-            "kaldiio",
-        ],
+        "espnet": [*TORCH, *ESPNET],
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "pre-commit", "yamllint", "codespell"],
     },
     classifiers=[

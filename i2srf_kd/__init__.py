@@ -14,5 +14,13 @@ __all__ = ["__version__", "load_enhancer"]
 
 def __getattr__(name: str) -> Any:  # keeps `import i2srf_kd` free of torch
     if name == "load_enhancer":
-        return import_module("i2srf_kd.inference.loading").load_enhancer
+        try:
+            return import_module("i2srf_kd.inference.loading").load_enhancer
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "scipy"):
+                raise
+            raise ImportError(
+                'load_enhancer needs PyTorch: pip install "i2srf_kd[torch]". Without it there are i2srf enhance, and '
+                "OnnxEnhancer of i2srf_kd.export.onnx_runtime"
+            ) from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -84,3 +84,18 @@ def kept_share(strength: float, max_attenuation_db: Optional[float] = None) -> f
     if not max_attenuation_db >= 0:
         raise UserError(f"max_attenuation_db {max_attenuation_db:g}: must be 0 or more")
     return max(1 - strength, 10 ** (-max_attenuation_db / 20))
+
+
+def with_mixture(enhanced: np.ndarray, wave: np.ndarray, kept: float, ref_channel: int) -> np.ndarray:
+    """What was enhanced with a share of the mixture.
+
+    Args:
+        enhanced: ``(samples,)``.
+        wave: what it was made of, ``(samples,)`` or ``(samples, channels)``.
+        kept: as from :func:`kept_share`.
+        ref_channel: the channel that was enhanced.
+    """
+    if not kept:
+        return enhanced
+    mixture = (wave if wave.ndim == 1 else wave[:, ref_channel]).astype(np.float32, copy=False)
+    return enhanced + kept * (mixture - enhanced)

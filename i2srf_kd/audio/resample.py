@@ -1,5 +1,7 @@
 """Change of the sampling rate."""
 
+from typing import Callable
+
 import numpy as np
 import soxr
 
@@ -37,6 +39,23 @@ def resample(wave: np.ndarray, fs_in: int, fs_out: int) -> np.ndarray:
     if length == 0:
         return np.zeros((0, *wave.shape[1:]), dtype=np.float32)
     return _fit_length(soxr.resample(wave, fs_in, fs_out, quality="HQ"), length)
+
+
+def at_another_rate(
+    process: Callable[[np.ndarray], np.ndarray], wave: np.ndarray, fs: int, process_fs: int
+) -> np.ndarray:
+    """Let something work at its own rate.
+
+    Args:
+        process: maps ``(samples,)`` or ``(samples, channels)`` at ``process_fs`` to ``(samples,)``.
+        wave: its input, at ``fs``.
+        fs, process_fs: rates in Hz.
+
+    Returns:
+        float32, as many samples as ``wave`` has, at ``fs``.
+    """
+    # Up and down again gives as many samples or a few more, all of them at the end.
+    return resample(process(resample(wave, fs, process_fs)), process_fs, fs)[: len(wave)]
 
 
 def _fit_length(wave: np.ndarray, length: int) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from i2srf_kd.audio.level import with_mixture
 from i2srf_kd.audio.overlap_add import overlap_add, window_in_samples
-from i2srf_kd.audio.resample import resample
+from i2srf_kd.audio.resample import at_another_rate
 from i2srf_kd.audio.spectral_stream import SpectralStream
 from i2srf_kd.inference.stream import StreamingEnhancer
 from i2srf_kd.inference.waveform import WaveformDPDCRN, WindowModel
@@ -91,14 +92,13 @@ class Enhancer(nn.Module):
         Returns:
             float32 ``(samples,)`` at the same rate.
         """
-        speech = torch.from_numpy(np.ascontiguousarray(resample(wave, fs, self.fs)))
-        enhanced = self.enhance_window(speech.to(self.device).unsqueeze(0))[0].cpu().numpy()
-        # Up and down again gives as many samples or a few more, all of them at the end.
-        enhanced = resample(enhanced, self.fs, fs)[: len(wave)]
-        if self.kept:
-            mixture = wave if wave.ndim == 1 else wave[:, self.model.ref_channel]
-            enhanced = enhanced + self.kept * (mixture.astype(np.float32, copy=False) - enhanced)
-        return enhanced
+
+        def enhance(wave: np.ndarray) -> np.ndarray:
+            speech = torch.from_numpy(np.ascontiguousarray(wave)).to(self.device)
+            return self.enhance_window(speech.unsqueeze(0))[0].cpu().numpy()
+
+        enhanced = at_another_rate(enhance, wave, fs, self.fs)
+        return with_mixture(enhanced, wave, self.kept, self.model.ref_channel if self.kept else 0)
 
     @torch.no_grad()
     def forward(

@@ -19,12 +19,13 @@ from i2srf_kd.audio.io import probe
 from i2srf_kd.audio.overlap_add import BlockWriter, overlap_add_blocks, read_blocks, window_in_samples
 from i2srf_kd.audio.pcm import read_pcm, write_pcm
 from i2srf_kd.audio.spectral_stream import SpectralStream
-from i2srf_kd.export.runtimes import STREAM, onnx_file
+from i2srf_kd.export.runtimes import STREAM, STREAM_ONNX, WHOLE, onnx_file
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.progress import progress
 
 if TYPE_CHECKING:
     from i2srf_kd.inference.enhancer import Enhancer
+    from i2srf_kd.inference.without_torch import OnnxFileEnhancer
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def plan(inputs: Sequence[str], out_dir: Path, report: Report = logger.warning) 
 class Windows:
     """Enhances files in windows that are cross-faded, whatever the model and the file's rate."""
 
-    def __init__(self, enhancer: "Enhancer", window_seconds: float, overlap_seconds: float):
+    def __init__(self, enhancer: Union["Enhancer", "OnnxFileEnhancer"], window_seconds: float, overlap_seconds: float):
         self.num_mics = enhancer.num_mics
         self._enhancer = enhancer
         self._seconds = window_seconds, overlap_seconds
@@ -185,15 +186,34 @@ def load_windows(
         UserError: the model cannot be used, or the times do not fit.
     """
     window_in_samples(window_seconds, overlap_seconds, 16000)  # wrong times are reported before any work
-    import torch
+    enhancer = _load_enhancer(model, runtime, device, weights, num_threads)
+    enhancer.kept = kept
+    return Windows(enhancer, window_seconds, overlap_seconds)
 
+
+def _load_enhancer(
+    model: str, runtime: str, device: str, weights: Optional[str], num_threads: Optional[int]
+) -> Union["Enhancer", "OnnxFileEnhancer"]:
+    """In onnxruntime alone where that is enough, which spares the import of torch, else by :func:`load_enhancer`."""
+    folder = models.folder_of(model)
+    # A causal model runs as a stream of its own, which is in PyTorch's hands.
+    file = None if (folder / STREAM_ONNX).is_file() else onnx_file(folder, runtime, device, weights, WHOLE)
+    if file is not None:
+        from i2srf_kd.inference.without_torch import OnnxFileEnhancer
+
+        return OnnxFileEnhancer(file, num_threads)
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{model} needs PyTorch: pip install torch scipy. Exported models that are not causal run without, where "
+            "onnxruntime is installed"
+        ) from None
     from i2srf_kd.inference.loading import load_enhancer
 
     if num_threads:
         torch.set_num_threads(num_threads)
-    enhancer = load_enhancer(model, device, weights, runtime)
-    enhancer.kept = kept
-    return Windows(enhancer, window_seconds, overlap_seconds)
+    return load_enhancer(folder, device, weights, runtime)
 
 
 def enhance_file(method: Method, job: Job, options: Options) -> Iterator[float]:
