@@ -14,7 +14,7 @@ readme = root / "README.md"
 TORCH = ["torch>=2.1", "scipy>=1.15"]
 # Releases differ by Python version; tools/requirements-py3*.txt pin what was tested.
 ESPNET = ["espnet>=202511", "torchaudio", "torch_complex", "ci_sdr", "fast-bss-eval", "kaldiio"]
-ESPNET += ["tensorboard", "matplotlib"]
+ESPNET += ["tensorboard", "matplotlib", "pystoi", "mir_eval<0.9"]  # the last two for its enh_scoring
 
 setup(
     name="i2srf_kd",
@@ -32,7 +32,7 @@ setup(
     install_requires=["numpy>=1.24", "soundfile", "soxr", "pyyaml", "tqdm", "onnxruntime"],
     extras_require={
         "torch": TORCH,  # any trained model, load_enhancer in Python, streams in PyTorch
-        "train": [*TORCH, *ESPNET, "pesq", "pystoi", "onnx"],
+        "train": [*TORCH, *ESPNET, "pesq", "onnx"],
         "metrics": ["pesq", "pystoi"],
         "asr": ["transformers", "editdistance"],
         "reports": ["matplotlib", "jinja2"],
