@@ -1,13 +1,17 @@
 """Looking for files in folders, such that nothing is passed over without a word."""
 
 import errno
+import logging
 import os
 import stat
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Collection, Iterator, List, Set, Tuple
 
 from i2srf_kd.system.files import PathLike
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]  # is told what is passed over
 # Recordings that libsndfile does not read, and those that it does.
@@ -20,6 +24,12 @@ _UNREADABLE = frozenset(
 _READABLE = frozenset(".wav .flac .ogg .oga .opus .mp3 .aiff .aif .au .snd .caf .w64 .rf64 .sph".split())
 _DEPTH = 32  # of folders
 ABSENT = "no such file or folder"
+
+
+@lru_cache(maxsize=1 << 16)
+def warn_once(problem: str) -> None:
+    """A :data:`Report` that warns, and of the same thing once however often a folder is searched."""
+    logger.warning("%s", problem)
 
 
 def why_absent(path: Path) -> str:

@@ -102,8 +102,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.shard and args.collect:
         raise UserError("--shard and --collect are two separate calls: first all shards, then --collect")
     pairs = [] if args.check_only else read_pairs(args.ref_data_dir, args.enhanced_scp)
-    metrics = tuple(args.metrics or default_metrics(args.check_only or rate_of(pairs)))
-    check_metrics(metrics, args.check_only or rate_of(pairs))
+    fs = args.check_only or rate_of(pairs)
+    metrics = tuple(args.metrics or default_metrics(fs))
+    check_metrics(metrics, fs)
     record = asr_record(args.asr_model, metrics)
     options = ScoreOptions(metrics, args.ref_channel, args.dnsmos_model, record.get("asr_model"))
     problems: Dict[str, str] = {}

@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from i2srf_kd.audio.folders import find_audio, is_hidden
+from i2srf_kd.audio.folders import find_audio
 from i2srf_kd.audio.io import probe, read_audio, write_audio
 from i2srf_kd.audio.level import noise_gain
 from i2srf_kd.corpora.preparation import hold_out, listing, search
 from i2srf_kd.data.kaldi_dir import DataDir, Table, describe, raise_problems
 from i2srf_kd.data.mixture_sources import AUDIO_SUFFIXES, draw_stretch, load_recordings
-from i2srf_kd.data.pairs import NoisyClean, check_pairs
+from i2srf_kd.data.pairs import check_pairs, match_pairs
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 from i2srf_kd.system.progress import progress
@@ -209,9 +209,7 @@ def read_pairs(folder: PathLike, speaker_regex: Optional[str] = None, nj: int = 
         return DataDir.read(folder)
     noisy_dir, clean_dir = (_subfolder(folder, name) for name in ("noisy", "clean"))
     noisy, clean = _by_key(noisy_dir), _by_key(clean_dir)
-    problems = [f"{noisy[key]}: no counterpart in {clean_dir}" for key in sorted(noisy.keys() - clean)]
-    problems += [f"{clean[key]}: no counterpart in {noisy_dir}" for key in sorted(clean.keys() - noisy)]
-    pairs = {key: NoisyClean(noisy[key], clean[key]) for key in sorted(noisy.keys() & clean)}
+    pairs, problems = match_pairs(noisy, clean, noisy_dir, clean_dir)
     problems += check_pairs(pairs, nj)
     raise_problems(f"{folder} has {len(problems)} problem(s)", problems)
     speakers = _speakers({pair.clean: key for key, pair in pairs.items()}, speaker_regex)
@@ -223,8 +221,7 @@ def read_pairs(folder: PathLike, speaker_regex: Optional[str] = None, nj: int = 
 
 
 def _subfolder(folder: Path, name: str) -> Path:
-    wanted: Callable[[Path], bool] = Path.is_dir
-    found = search(folder, name, wanted)
+    found = search(folder, name, Path.is_dir)
     if found is None:
         raise UserError(
             f"{folder}: no folder {name}, and no wav.scp and spk1.scp, to find pairs in; there is {listing(folder)}"
@@ -256,4 +253,4 @@ def _list_audio(folder: PathLike, use: str) -> List[Path]:
             f"{folder}: no audio files of {use} ({' '.join(sorted(AUDIO_SUFFIXES))}) in it or below, but "
             f"{listing(folder)}"
         )
-    return [path for path in found if not is_hidden(path.name)]
+    return found

@@ -3,13 +3,12 @@
 import argparse
 import logging
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
 
 import numpy as np
 
-from i2srf_kd.audio.folders import is_hidden, walk
+from i2srf_kd.audio.folders import is_hidden, walk, warn_once
 from i2srf_kd.corpora.archive import unzip
 from i2srf_kd.data.kaldi_dir import DataDir
 from i2srf_kd.system.command_line import command_parser
@@ -68,14 +67,9 @@ def to_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-@lru_cache(maxsize=1 << 16)
-def _tell_once(problem: str) -> None:
-    logger.warning("%s", problem)
-
-
 def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optional[Path]:
     """The entry called ``name``, in any case, in ``root`` or some folders down, the uppermost one, or None."""
-    walked = walk(root, _tell_once, DEPTH)
+    walked = walk(root, warn_once, DEPTH)
     found = (
         folder / entry
         for folder, subfolders, files in walked
@@ -87,7 +81,7 @@ def search(root: PathLike, name: str, wanted: Callable[[Path], bool]) -> Optiona
 
 def holds_audio(path: Path) -> bool:
     """Whether a folder has .wav files in it or below it."""
-    walked = walk(path, _tell_once) if path.is_dir() else ()
+    walked = walk(path, warn_once) if path.is_dir() else ()
     return any(name.lower().endswith(".wav") for _, _, files in walked for name in files)
 
 

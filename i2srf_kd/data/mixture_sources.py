@@ -1,10 +1,8 @@
 """Recordings that mixtures are made of: found in folders and tables, checked, read piece by piece."""
 
 import hashlib
-import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,8 +13,6 @@ from i2srf_kd.audio.ark import split_place
 from i2srf_kd.audio.io import probe, read_audio
 from i2srf_kd.data.kaldi_dir import read_audio_table
 from i2srf_kd.system.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset(".wav .flac .ogg .opus .mp3 .aiff .aif .au .sph .w64 .caf".split())
 _SILENCE = 1e-4  # peak below which nothing can be heard: 80 dB below full scale
@@ -47,7 +43,7 @@ def find_audio(places: Sequence[str], option: str) -> Dict[str, str]:
         path = Path(place)
         if path.is_dir():
             here = {}
-            for file in folders.find_audio(path, AUDIO_SUFFIXES, _tell_once):
+            for file in folders.find_audio(path, AUDIO_SUFFIXES, folders.warn_once):
                 name = file.relative_to(path).with_suffix("").as_posix()
                 here[name if name not in here else file.relative_to(path).as_posix()] = str(file)
         elif path.suffix == ".scp":
@@ -61,11 +57,6 @@ def find_audio(places: Sequence[str], option: str) -> Dict[str, str]:
         # Folders may have files of the same names.
         found.update({name if name not in found else f"{place}/{name}": file for name, file in here.items()})
     return dict(sorted(found.items()))
-
-
-@lru_cache(maxsize=1 << 16)
-def _tell_once(problem: str) -> None:
-    logger.warning("%s", problem)
 
 
 def load_recordings(files: Dict[str, str], fs: int, option: str, speakers: Optional[str] = None) -> List[Recording]:

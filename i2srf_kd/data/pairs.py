@@ -42,9 +42,17 @@ def find_pairs(noisy_dir: PathLike, clean_dir: PathLike) -> Tuple[Dict[str, Nois
         if not found:
             raise UserError("\n  ".join([f"{folder}: no .wav files there", *problems]))
     problems += [f"{noisy[utt_id]}: {why_no_id(utt_id)}" for utt_id in sorted(noisy) if why_no_id(utt_id)]
-    problems += [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
-    problems += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
-    return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, problems
+    pairs, lone = match_pairs(noisy, clean, noisy_dir, clean_dir)
+    return pairs, problems + lone
+
+
+def match_pairs(
+    noisy: Mapping[str, Path], clean: Mapping[str, Path], noisy_dir: PathLike, clean_dir: PathLike
+) -> Tuple[Dict[str, NoisyClean], List[str]]:
+    """Pairs of the files of two folders, by utterance, sorted; and a description of every file without counterpart."""
+    lone = [f"{noisy[utt_id]}: no clean counterpart in {clean_dir}" for utt_id in sorted(noisy.keys() - clean)]
+    lone += [f"{clean[utt_id]}: no noisy counterpart in {noisy_dir}" for utt_id in sorted(clean.keys() - noisy)]
+    return {utt_id: NoisyClean(noisy[utt_id], clean[utt_id]) for utt_id in sorted(noisy.keys() & clean)}, lone
 
 
 def list_audio(folder: PathLike, report: Report) -> Dict[str, Path]:

@@ -36,7 +36,14 @@ from i2srf_kd.espnet.model import DistillEnhancementModel
 from i2srf_kd.espnet.teacher import load_teacher
 from i2srf_kd.espnet.trainer import DistillTrainer
 from i2srf_kd.export.bundle import WEIGHTS, is_bundle
-from i2srf_kd.inference.experiment import NETWORK_PREFIX, TRAINING_ONLY_PREFIX, Experiment, for_use, stated_rate
+from i2srf_kd.inference.experiment import (
+    NETWORK_PREFIX,
+    TRAINING_ONLY_PREFIX,
+    Experiment,
+    for_use,
+    stated_rate,
+    training_names,
+)
 from i2srf_kd.system.config import read_yaml
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.fingerprints import fingerprint, fingerprint_of_text
@@ -287,7 +294,7 @@ def check_init_param(model: torch.nn.Module, text: str) -> None:
     weights = load_weights(path)
     target = model.state_dict()
     if text == path + _NETWORK_ALONE:
-        weights = {NETWORK_PREFIX + key: value for key, value in weights.items()}
+        weights = training_names(weights)
         target = {key: value for key, value in target.items() if key.startswith(NETWORK_PREFIX)}
     elif text == path + _WITHOUT_DISTILLATION:
         weights = for_use(weights)

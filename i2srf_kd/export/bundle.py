@@ -35,7 +35,7 @@ from i2srf_kd.export.onnx import (
     export_onnx,
     export_stream_onnx,
 )
-from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, onnx_file
+from i2srf_kd.export.runtimes import INT8_ONNX, ONNX, STREAM_ONNX, WHOLE, check_weights, onnx_file
 from i2srf_kd.inference.enhancer import Enhancer, measure_complexity
 from i2srf_kd.inference.experiment import CONFIG, EXPORTED, EXPORTED_WEIGHTS, Experiment, split_model_path
 from i2srf_kd.inference.waveform import OnnxFunction, WaveformDPDCRN
@@ -260,8 +260,7 @@ def _attach_onnx(model: WaveformDPDCRN, folder: Path, runtime: str, device: str,
     else:
         network = onnx_runtime.OnnxNetwork(file, threads)
         run, metadata = network, network.metadata
-    if metadata.get("weights_sha256") != checksum:
-        raise UserError(f"{file} was made of other weights than {folder / WEIGHTS}: export the model again")
+    check_weights(file, metadata.get("weights_sha256"), checksum)
     model.onnx = run
 
 

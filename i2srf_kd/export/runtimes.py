@@ -61,3 +61,14 @@ def onnx_file(
     if not has_onnxruntime():
         raise UserError(f"--runtime {runtime} needs onnxruntime: pip install onnxruntime, or give --runtime torch")
     return file
+
+
+def check_weights(file: Path, made_of: Optional[str], checksum: Optional[str]) -> None:
+    """Raise UserError for an ONNX file that was made of other weights than those beside it.
+
+    Args:
+        made_of: SHA-256 of the weights by the file's metadata.
+        checksum: the same by the folder's configuration.
+    """
+    if made_of != checksum:
+        raise UserError(f"{file} was made of other weights than {file.parent / 'weights.pth'}: export the model again")

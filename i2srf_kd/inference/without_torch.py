@@ -9,8 +9,8 @@ import numpy as np
 from i2srf_kd.audio.level import with_mixture
 from i2srf_kd.audio.resample import at_another_rate
 from i2srf_kd.export.onnx_runtime import OnnxEnhancer
+from i2srf_kd.export.runtimes import check_weights
 from i2srf_kd.system.config import read_yaml
-from i2srf_kd.system.errors import UserError
 
 
 class OnnxFileEnhancer:
@@ -31,9 +31,7 @@ class OnnxFileEnhancer:
 
     def __init__(self, file: Path, num_threads: Optional[int] = None):
         self._model = OnnxEnhancer(file, num_threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or None)
-        folder = file.parent
-        if self._model.weights_sha256 != read_yaml(folder / "config.yaml").get("weights_sha256"):
-            raise UserError(f"{file} was made of other weights than {folder / 'weights.pth'}: export the model again")
+        check_weights(file, self._model.weights_sha256, read_yaml(file.parent / "config.yaml").get("weights_sha256"))
         self.fs = self._model.fs
         self.num_mics = self._model.num_mics
         self.kept = 0.0

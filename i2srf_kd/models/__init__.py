@@ -6,6 +6,8 @@ from typing import List
 from i2srf_kd.system.files import PathLike
 
 DEFAULT = "dpdcrn_tiny"
+HUB = "hf://"
+"""What the name of a model on the hub begins with."""
 _FOLDER = Path(__file__).parent
 
 
@@ -23,7 +25,7 @@ def folder_of(model: PathLike) -> Path:
     Raises:
         UserError: a model of the hub cannot be downloaded.
     """
-    if str(model).startswith("hf://"):
+    if str(model).startswith(HUB):
         from i2srf_kd.models.hub import download
 
         return download(str(model))

@@ -11,10 +11,10 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 import yaml
 
 from i2srf_kd.metrics.table import METRICS
+from i2srf_kd.models import HUB
 from i2srf_kd.system.errors import UserError
 from i2srf_kd.system.files import PathLike
 
-PREFIX = "hf://"
 # All that using a model reads: programs in a folder from elsewhere are neither run nor wanted.
 PATTERNS = ["config.yaml", "*.pth", "*.onnx", "README.md", "complexity.json"]
 TAGS = ["audio", "speech-enhancement", "noise-suppression", "dpdcrn", "i2srf_kd"]
@@ -37,7 +37,7 @@ def download(model: str) -> Path:
     Raises:
         UserError: there is no such model, or no network.
     """
-    repo, _, revision = model.removeprefix(PREFIX).partition("@")
+    repo, _, revision = model.removeprefix(HUB).partition("@")
     hub = _hub()
     try:
         return Path(

@@ -97,7 +97,7 @@ def test_pairs_to_train_and_test_with(folders: Path, prepare: Callable, names: A
     assert prepare("--pairs_dir", "set", "--test_dir", "set", "--noise_dir", "noise") == 0
     assert [len(data) for data in sets(folders).values()] == [3, 1, 4]
     (folders / "set/no_reverb/noisy" / names[0].replace("a.wav", "a0.wav").replace("_7", "_0")).unlink()
-    with pytest.raises(UserError, match="no counterpart"):
+    with pytest.raises(UserError, match="no noisy counterpart in"):
         read_pairs(folders / "set")
 
 
