@@ -101,7 +101,7 @@ class Recipe:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("# of the test\n")
         self.stub = root / "stub python"
-        self.stub.write_text(STUB.replace("{python}", os.path.realpath(sys.executable)))
+        self.stub.write_text(STUB.replace("{python}", sys.executable))
         self.stub.chmod(self.stub.stat().st_mode | stat.S_IXUSR)
         self.record = root / "record"
         self.root = root
